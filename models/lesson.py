@@ -1,0 +1,138 @@
+"""A lesson: what one partition teaches in one learning step, and the delta that is stored and that replicas apply.
+
+It holds the visits as numbers (for URL2vec), names of URLs that a replica may not know yet, and labelled examples (for the
+classifiers). Encoding is raw arrays inside msgpack behind a checksum: `decode` gives back an equal lesson, or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from models.visits import RECENT, VisitContext
+
+_MAGIC = b"U2L1"
+_PAD: tuple[tuple[int, ...], ...] = tuple((0,) * k for k in range(RECENT + 1))
+
+
+class CorruptLesson(ValueError):
+    """The bytes are not a whole lesson; the message says what is wrong with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A visit whose question was answered: the features are those remembered from when it was scored."""
+
+    task: str
+    features: bytes
+    label: bool
+
+
+@dataclass(slots=True)
+class Steps:
+    """Visits as URL2vec reads them. n visits; 0 stands for no URL."""
+
+    url: NDArray[np.uint64]  # (n,)
+    recent: NDArray[np.uint64]  # (n, RECENT), newest first
+    repeat: NDArray[np.bool_]  # (n,)
+
+    @staticmethod
+    def of(visits: Sequence[VisitContext]) -> Steps:
+        """Columns of the visits; anything beyond RECENT earlier visits is ignored."""
+        recent: list[int] = []
+        for visit in visits:
+            earlier = visit.recent[:RECENT]
+            recent += earlier
+            recent += _PAD[RECENT - len(earlier)]
+        return Steps(
+            np.array([v.url_id for v in visits], np.uint64),
+            np.array(recent, np.uint64).reshape(len(visits), RECENT),
+            np.array([v.repeat for v in visits], np.bool_),
+        )
+
+
+class _Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    ids: bytes  # u64, the distinct URLs
+    index: bytes  # u32 (n, 1 + RECENT) into ids
+    repeat: bytes  # u8 (n,)
+    names: dict[int, bytes]
+    tasks: list[str]
+    features: list[bytes]
+    examples: bytes  # u32 (m, 3): task, features, label
+    trained_through_ms: int
+
+
+@dataclass(slots=True)
+class Lesson:
+    """What ONE partition teaches in one step. `names` shrinks, when its sender learns it, to the URLs that were new to it."""
+
+    steps: Steps
+    names: dict[int, str]  # url_id → url
+    tasks: list[str]
+    features: list[bytes]  # distinct rows
+    examples: NDArray[np.uint32]  # (m, 3): index into tasks, index into features, label 0 or 1
+    trained_through_ms: int
+
+    @staticmethod
+    def of(visits: Sequence[VisitContext], examples: Sequence[Example], trained_through_ms: int) -> Lesson:
+        """A lesson of one partition's visits and of the examples that became known with them; either may be empty."""
+        tasks: dict[str, int] = {}
+        rows: dict[bytes, int] = {}
+        table = [
+            (tasks.setdefault(e.task, len(tasks)), rows.setdefault(e.features, len(rows)), int(e.label))
+            for e in examples
+        ]
+        return Lesson(
+            Steps.of(visits),
+            {v.url_id: v.url for v in visits},
+            list(tasks),
+            list(rows),
+            np.array(table, np.uint32).reshape(-1, 3),
+            trained_through_ms,
+        )
+
+    def encode(self) -> bytes:
+        """Bytes for the store and for replicas; small once `learn` has dropped the names everybody knows."""
+        every = np.concatenate([self.steps.url[:, None], self.steps.recent], axis=1)
+        ids, index = np.unique(every, return_inverse=True)
+        body = msgspec.msgpack.encode(
+            _Wire(
+                ids.tobytes(),
+                index.astype(np.uint32).tobytes(),
+                self.steps.repeat.tobytes(),
+                {k: url.encode("utf-8", "surrogatepass") for k, url in self.names.items()},
+                self.tasks,
+                self.features,
+                self.examples.tobytes(),
+                self.trained_through_ms,
+            )
+        )
+        return _MAGIC + xxhash.xxh3_64_digest(body) + body
+
+    @staticmethod
+    def decode(blob: bytes) -> Lesson:
+        """The lesson that was encoded. Raises CorruptLesson on torn or foreign bytes."""
+        if blob[:4] != _MAGIC:
+            raise CorruptLesson("these bytes are not a lesson, or of another version")
+        if blob[4:12] != xxhash.xxh3_64_digest(blob[12:]):
+            raise CorruptLesson(f"the checksum of this lesson of {len(blob)} bytes does not match: it is torn or damaged")
+        try:
+            wire = msgspec.msgpack.decode(blob[12:], type=_Wire)
+            repeat = np.frombuffer(wire.repeat, np.uint8).astype(np.bool_)
+            index = np.frombuffer(wire.index, np.uint32).reshape(len(repeat), 1 + RECENT)
+            every = np.frombuffer(wire.ids, np.uint64)[index]
+            examples = np.frombuffer(wire.examples, np.uint32).reshape(-1, 3).copy()
+            names = {k: url.decode("utf-8", "surrogatepass") for k, url in wire.names.items()}
+        except (msgspec.MsgspecError, ValueError, IndexError) as error:
+            raise CorruptLesson(f"this lesson cannot be read: {error}") from error
+        if len(examples) and (
+            examples[:, 0].max() >= len(wire.tasks) or examples[:, 1].max() >= len(wire.features) or examples[:, 2].max() > 1
+        ):
+            raise CorruptLesson("an example of this lesson points to a task or a row that is not in it")
+        steps = Steps(every[:, 0].copy(), every[:, 1:].copy(), repeat)
+        return Lesson(steps, names, wire.tasks, wire.features, examples, wire.trained_through_ms)

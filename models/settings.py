@@ -1,0 +1,49 @@
+"""Every number that shapes the models, each with its reason. Imports nothing but the standard library.
+
+Two learners can exchange lessons and snapshots only when they were made from equal settings.
+"""
+
+from dataclasses import dataclass, field
+
+from models.visits import RECENT
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    # URL2vec
+    dims: int = 64  # of a URL's vector
+    window: int = 5  # how many earlier visits a visit is paired with; shops gain from 5 to 10, an encyclopaedia from 1 to 2
+    distance_power: float = 1.5  # a pair at distance d weighs 1 / d ** distance_power
+    slots: int = 64  # neighbours remembered of a URL
+    successor_slots: int = 32  # "what came next" remembered of a URL
+    refresh: float = 0.1  # a vector is derived anew once its URL's mass has grown by this share
+    capacity: int = 200_000  # URLs; about 1 kB each
+    # classifier
+    table_bits: int = 18  # log2 of the levels (attribute = value) that counts and the linear learner can tell apart
+    embedding_bits: int = 16  # log2 of the rows of the embedding tables
+    embedding: int = 8  # numbers a level
+    page_embedding: int = 16  # numbers a page in the attention over the last pages
+    hidden: int = 64
+    chunk: int = 256  # examples a gradient step
+    learning_rate: float = 2e-3  # Adam, dense layers
+    table_rate: float = 0.05  # row-wise AdaGrad, embedding tables
+    baseline_rate: float = 0.3  # River's AdaGrad
+    # features; names are `url`, `host`, `user_agent`, `properties.price`, …
+    exclude: frozenset[str] = field(default_factory=frozenset)
+    categorical: tuple[str, ...] = ()  # properties that come first when there are more than fit, as categories alone
+    numeric: tuple[str, ...] = ()  # likewise, as numbers alone
+    # machine
+    seed: int = 0
+    device: str = "auto"  # `auto` is cuda where there is one, else cpu
+    threads: int = 1  # torch's; two were slower than one on small layers, and one keeps the bits reproducible
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, with the name of the setting, when a number cannot work."""
+        for name in ("dims", "slots", "successor_slots", "capacity", "chunk", "hidden", "embedding", "page_embedding"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 1 <= self.window <= RECENT:
+            raise ValueError(f"window must be between 1 and {RECENT}, got {self.window}")
+        for name in ("table_bits", "embedding_bits"):
+            if not 4 <= getattr(self, name) <= 28:
+                raise ValueError(f"{name} must be between 4 and 28, got {getattr(self, name)}")
