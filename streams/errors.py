@@ -1,0 +1,18 @@
+"""Whose fault it is: three kinds of error, each with one sentence for the person who has to act.
+
+Lives here: the errors that end a command. A record that cannot be read ends nothing: it is
+`schemas.decoding.BadEvent`, and goes to `rejected-visits`.
+Promises: the message says what, where, and what to do next; it never holds a password.
+"""
+
+
+class ConfigError(Exception):
+    """Settings that cannot be followed: a file, a flag or a variable has to be changed before trying again."""
+
+
+class BrokerError(Exception):
+    """Kafka refused, or lacks something that waiting will not bring; what can pass is retried, not raised."""
+
+
+class StoreError(Exception):
+    """Redis refused, or holds something that cannot be used; what can pass is retried, not raised."""
