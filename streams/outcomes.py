@@ -1,0 +1,336 @@
+"""Turns visits that were scored, and outcomes that come later, into training examples. One `OutcomeJoin` a partition.
+
+`streams.matching` says which outcome answers which visit; here is when that is said, counted and forgotten:
+
+1. *A pair of visit and task is settled exactly once.* First truth wins: a settled label never changes. Its features
+   and scores are those of the moment when the visit was scored, whatever was learned since.
+2. *Positive, or negative by an outcome whose value is false: at once*, when the outcome that decides has been read
+   (or, for `continues`, the visit that follows). *Negative by silence: when the watermark has passed the deadline*,
+   strictly: `watermark_ms > deadline_ms`. A watermark of w promises that nothing older than w is still to be read, so
+   a record dated exactly w may come; it is late when its timestamp is < w.
+3. *An outcome may come before its visit.* It is remembered until the watermark passes it, and longer, until the last
+   deadline of the visits that it answered or may answer: by then its duplicates have come.
+4. *Each outcome ends as exactly one of* `duplicate` (the same visitor, name, timestamp, session_id, event_id and
+   value as one that is remembered), `joined` (answered a visit, whether or not it was the one to settle it), `late`
+   (came behind the watermark and answered nothing) *or* `unmatched` (came in time and answered nothing). Joined and
+   duplicate are counted as soon as they are seen, the others when the outcome is forgotten.
+5. *A late visit is asked like any other*, and negative at once where its deadline has passed. Its `Settled.late` says
+   that an outcome for it may have been forgotten: count it, but think before learning from it.
+6. *Duplicates of visits are not handed in*: the sessioniser recognises them.
+
+Promise: as long as nothing is late, the set of (visit, task, label) and the counts depend on what each topic holds
+and on the order within each, never on how the two were interleaved, on when the watermark moved or `advance` was
+called, or on a reload from the store in between.
+
+Memory: a visitor's record vanishes when the watermark has passed everything in it. Not done here: a bound on the
+pending visits of one visitor within one horizon."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from schemas.records import VisitOutcome
+from streams.matching import Answer, Asked, Heard, Ledger, Task, answer, first_answer
+
+__all__ = ["Counts", "OutcomeJoin", "Settled", "Task"]
+
+_NEVER_MS = -(2**63)  # before any watermark
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The label of one visit for one task, with what was known and said when the visit was scored."""
+
+    task: str
+    label: bool
+    features: bytes
+    probability: float
+    baseline: float
+    visit_ms: int  # event time of the visit
+    known_ms: int  # event time of what decided: the outcome, the visit that followed, or the deadline
+    event_id: str
+    late: bool  # the visit came behind the watermark
+
+
+class Counts(msgspec.Struct):
+    """How many outcomes ended how. Additive; each outcome is in one of them, in the end."""
+
+    joined: int = 0
+    late: int = 0
+    duplicate: int = 0
+    unmatched: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.joined + other.joined,
+            self.late + other.late,
+            self.duplicate + other.duplicate,
+            self.unmatched + other.unmatched,
+        )
+
+
+class OutcomeJoin:
+    """Joins the outcomes of one partition to its visits, by the rules above.
+
+    Every call takes the watermark of the partition; one that goes back is ignored. Every call returns what it
+    settled, in an order that depends on nothing but the input. `counts` may be set, to go on from those in the store.
+    """
+
+    def __init__(self, tasks: Sequence[Task], session_gap_ms: int) -> None:
+        """Raises ValueError where two tasks share a name, or a horizon or the gap is not positive."""
+        if len({task.name for task in tasks}) != len(tasks):
+            raise ValueError(f"two tasks share a name: {', '.join(task.name for task in tasks)}")
+        if session_gap_ms <= 0 or any(task.horizon_ms <= 0 for task in tasks if task.outcomes):
+            raise ValueError("the session gap and every horizon must be positive")
+        self.counts = Counts()
+        self._gap_ms = session_gap_ms
+        self._horizon_ms = {task.name: task.horizon_ms if task.outcomes else session_gap_ms for task in tasks}
+        self._awaiting = [task for task in tasks if task.outcomes]
+        self._following = [task.name for task in tasks if not task.outcomes]
+        self._names = frozenset[str]().union(*(task.outcomes for task in tasks))
+        # A visit is kept this long though all is settled, so that later outcomes are `joined` and reaches are known.
+        self._keep_ms = max((task.horizon_ms for task in self._awaiting), default=0)
+        self._shortest_ms = min([*self._horizon_ms.values(), self._keep_ms])
+        self._watermark_ms = _NEVER_MS
+        self._ledgers: dict[str, Ledger] = {}
+        self._dirty: set[str] = set()
+        # When to look at a visitor next: one live entry each; an entry that `_due` does not name is stale, and is
+        # skipped.
+        self._due: dict[str, int] = {}
+        self._heap: list[tuple[int, str]] = []
+
+    def visit(
+        self,
+        visitor_id: str,
+        session_id: str,
+        event_id: str,
+        timestamp_ms: int,
+        features: bytes,
+        scores: Mapping[str, tuple[float, float]],
+        watermark_ms: int,
+    ) -> list[Settled]:
+        """Asks every task in `scores` (task -> probability, baseline) of a visit that was just scored."""
+        settled = self.advance(watermark_ms)
+        ledger = self._ledgers.setdefault(visitor_id, Ledger())
+        visit = Asked(
+            event_id=event_id,
+            session_id=session_id,
+            timestamp_ms=timestamp_ms,
+            features=features,
+            open={name: scores[name] for name in self._horizon_ms if name in scores},
+            late=timestamp_ms < self._watermark_ms,
+        )
+        at = ledger.insert(visit)
+        if self._following:
+            settled += self._follow(ledger, at)
+        if ledger.outcomes:
+            for asked in self._reached(ledger, at):
+                settled += self._ask(ledger, asked, ledger.outcomes)
+        self._look_at(visitor_id, self._due_of(visit), settled)
+        return settled
+
+    def outcome(self, visitor_id: str, outcome: VisitOutcome, watermark_ms: int) -> list[Settled]:
+        """Takes in one outcome, of either topic."""
+        settled = self.advance(watermark_ms)
+        heard = Heard(
+            name=outcome.outcome,
+            timestamp_ms=outcome.timestamp_ms,
+            session_id=outcome.session_id,
+            event_id=outcome.event_id,
+            value=outcome.value,
+            late=outcome.timestamp_ms < self._watermark_ms,
+            joined=False,
+            until_ms=outcome.timestamp_ms,
+        )
+        if heard.name not in self._names:
+            self._forget(heard)  # nobody will ever ask: not worth remembering
+            return settled
+        ledger = self._ledgers.setdefault(visitor_id, Ledger())
+        if any(heard.same_as(other) for other in ledger.outcomes):
+            self.counts.duplicate += 1
+            return settled
+        ledger.outcomes.append(heard)
+        for asked in ledger.between(heard.timestamp_ms - self._keep_ms, heard.timestamp_ms):
+            settled += self._ask(ledger, asked, [heard])
+        self._look_at(visitor_id, heard.timestamp_ms, settled)
+        return settled
+
+    def advance(self, watermark_ms: int) -> list[Settled]:
+        """Settles as negative what passed its deadline, and forgets what can match nothing any more."""
+        if watermark_ms <= self._watermark_ms:
+            return []
+        self._watermark_ms = watermark_ms
+        found: list[tuple[int, str, int, Settled]] = []
+        while self._heap and self._heap[0][0] < watermark_ms:
+            due_ms, visitor_id = heapq.heappop(self._heap)
+            if self._due.get(visitor_id) == due_ms:
+                del self._due[visitor_id]
+                for i, settled in enumerate(self._tend(visitor_id)):
+                    found.append((settled.known_ms, visitor_id, i, settled))
+        # In event time, so that one big step says the same as many small ones.
+        found.sort(key=lambda entry: entry[:3])
+        return [settled for *_, settled in found]
+
+    def take_dirty(self) -> dict[str, bytes | None]:
+        """The records that changed since the last call, encoded; None where nothing is left of a visitor."""
+        dirty, self._dirty = self._dirty, set()
+        return {v: self._ledgers[v].encode() if v in self._ledgers else None for v in sorted(dirty)}
+
+    def load(self, visitor_id: str, blob: bytes) -> None:
+        """Takes a record back from the store. Pairs of a task that is no longer configured are dropped, unsettled.
+
+        Raises ValueError where the record is of an unknown layout.
+        """
+        ledger = Ledger.decode(blob)
+        for visit in ledger.visits:
+            for name in visit.open.keys() - self._horizon_ms.keys():
+                del visit.open[name]
+        self._ledgers[visitor_id] = ledger
+        self._due.pop(visitor_id, None)
+        self._schedule(visitor_id)
+
+    @property
+    def pending_visitors(self) -> int:
+        """Visitors of whom something is pending or remembered."""
+        return len(self._ledgers)
+
+    def _follow(self, ledger: Ledger, at: int) -> list[Settled]:
+        """Settles `continues` of the visit at `at` and of the one before it. No other needs a look: where the next
+        visit of a session is not within the gap, none is."""
+        visit = ledger.visits[at]
+        settled: list[Settled] = []
+        earlier = ledger.before(at, visit.timestamp_ms - self._gap_ms)
+        later = ledger.after(at)
+        for name in self._following:
+            if earlier is not None:
+                settled += self._settle(earlier, name, True, visit.timestamp_ms)
+            if later is not None and later.timestamp_ms <= visit.timestamp_ms + self._gap_ms:
+                settled += self._settle(visit, name, True, later.timestamp_ms)
+        return settled
+
+    def _reached(self, ledger: Ledger, at: int) -> list[Asked]:
+        """The visits that remembered outcomes may answer now that the one at `at` has come: it, and those before it in
+        its session when it extends the session over an outcome. Outcomes up to the gap after the previous visit
+        of the session were within reach before."""
+        visit = ledger.visits[at]
+        previous = ledger.before(at, _NEVER_MS)
+        if previous is None or not any(
+            previous.timestamp_ms < o.timestamp_ms - self._gap_ms <= visit.timestamp_ms for o in ledger.outcomes
+        ):
+            return [visit]
+        return [v for v in ledger.visits[: at + 1] if v.session_id == visit.session_id]
+
+    def _ask(self, ledger: Ledger, visit: Asked, outcomes: Sequence[Heard]) -> list[Settled]:
+        """Looks whether `outcomes` answer `visit`: counts those that do, and settles what is open."""
+        settled: list[Settled] = []
+        for task in self._awaiting:
+            deadline_ms = visit.timestamp_ms + task.horizon_ms
+            if deadline_ms < self._watermark_ms:
+                continue  # the question is closed: whatever comes now came late
+            answered = False
+            for outcome in outcomes:
+                match answer(ledger, visit, task, outcome, self._gap_ms):
+                    case Answer.NO:
+                        continue
+                    case Answer.YES:
+                        answered = True
+                        self.counts.joined += not outcome.joined
+                        outcome.joined = True
+                outcome.until_ms = max(outcome.until_ms, deadline_ms)
+            if answered and task.name in visit.open:
+                first = first_answer(ledger, visit, task, self._gap_ms, final=False)
+                if first is not None:
+                    settled += self._settle(visit, task.name, first.value, first.timestamp_ms)
+        return settled
+
+    def _settle(self, visit: Asked, task: str, label: bool, known_ms: int) -> list[Settled]:
+        scores = visit.open.pop(task, None)
+        if scores is None:
+            return []  # first truth wins
+        settled = Settled(
+            task=task,
+            label=label,
+            features=visit.features,
+            probability=scores[0],
+            baseline=scores[1],
+            visit_ms=visit.timestamp_ms,
+            known_ms=known_ms,
+            event_id=visit.event_id,
+            late=visit.late,
+        )
+        if not visit.open:
+            visit.features = b""
+        return [settled]
+
+    def _tend(self, visitor_id: str) -> list[Settled]:
+        """Settles, drops and forgets what the watermark has passed of one visitor, and plans the next look."""
+        ledger = self._ledgers[visitor_id]
+        settled: list[Settled] = []
+        for visit in ledger.visits:
+            if visit.timestamp_ms + self._shortest_ms >= self._watermark_ms:
+                break
+            for task in self._awaiting:
+                deadline_ms = visit.timestamp_ms + task.horizon_ms
+                if task.name in visit.open and deadline_ms < self._watermark_ms:
+                    # An outcome that had to wait for an earlier one, which can no longer answer, has its say now.
+                    first = first_answer(ledger, visit, task, self._gap_ms, final=True)
+                    settled += self._settle(visit, task.name, first is not None and first.value, deadline_ms)
+            for name in self._following:
+                if visit.timestamp_ms + self._gap_ms < self._watermark_ms:
+                    settled += self._settle(visit, name, False, visit.timestamp_ms + self._gap_ms)
+        # Only now: a visit that is dropped may have been what extended a session for another.
+        kept = [v for v in ledger.visits if v.open or v.timestamp_ms + self._keep_ms >= self._watermark_ms]
+        remembered = [o for o in ledger.outcomes if o.until_ms >= self._watermark_ms]
+        for outcome in ledger.outcomes:
+            if outcome.until_ms < self._watermark_ms:
+                self._forget(outcome)
+        if settled or len(kept) < len(ledger.visits) or len(remembered) < len(ledger.outcomes):
+            self._dirty.add(visitor_id)
+        ledger.visits, ledger.outcomes = kept, remembered
+        self._schedule(visitor_id)
+        return settled
+
+    def _forget(self, outcome: Heard) -> None:
+        if not outcome.joined:
+            if outcome.late:
+                self.counts.late += 1
+            else:
+                self.counts.unmatched += 1
+
+    def _look_at(self, visitor_id: str, due_ms: int, settled: list[Settled]) -> None:
+        """After a record came in: look at its visitor when the watermark passes `due_ms`, or now if it has."""
+        self._dirty.add(visitor_id)
+        if due_ms < self._watermark_ms:
+            self._due.pop(visitor_id, None)
+            settled += self._tend(visitor_id)
+        else:
+            self._push(visitor_id, due_ms)
+
+    def _schedule(self, visitor_id: str) -> None:
+        """Plans the next look at a visitor from all of its record; the record goes when nothing is left in it."""
+        ledger = self._ledgers[visitor_id]
+        if not ledger.visits and not ledger.outcomes:
+            del self._ledgers[visitor_id]
+            return
+        due_ms = min((outcome.until_ms for outcome in ledger.outcomes), default=None)
+        for visit in ledger.visits:
+            if due_ms is not None and visit.timestamp_ms + self._shortest_ms > due_ms:
+                break  # in event time: no later one can be due before
+            due_ms = self._due_of(visit) if due_ms is None else min(due_ms, self._due_of(visit))
+        assert due_ms is not None, "a record that is not empty is due at some time"
+        self._push(visitor_id, due_ms)
+
+    def _due_of(self, visit: Asked) -> int:
+        """The first deadline of a visit that is still of interest."""
+        if not visit.open:
+            return visit.timestamp_ms + self._keep_ms
+        return visit.timestamp_ms + min(self._horizon_ms[name] for name in visit.open)
+
+    def _push(self, visitor_id: str, due_ms: int) -> None:
+        if due_ms < self._due.get(visitor_id, due_ms + 1):
+            self._due[visitor_id] = due_ms
+            heapq.heappush(self._heap, (due_ms, visitor_id))

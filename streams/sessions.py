@@ -1,0 +1,248 @@
+"""Which session a visit belongs to, and what a model may know of the visitor when it scores the visit.
+
+The rules:
+
+1. *A producer's `session_id` decides alone.* A visit that carries one belongs to that session, whatever the clock says:
+   another id than the current one starts a session, the same id continues it after any silence.
+2. *Otherwise event time decides.* A visit without an id belongs to the visitor's current session when it falls within
+   `gap_ms` of it: not later than its last visit + gap, not earlier than its first visit - gap, both inclusive. Outside
+   that, in either direction, a session starts, named `<visitor_id>@<timestamp_ms of the visit that started it>`.
+3. *Reading order is the order of a session.* A visit that arrives out of order, but inside the gap, takes the next
+   position; the session's last moment never moves back (its first moment may), and no time handed to a model is ever
+   negative. Within a partition, reading order is the order in which the producer wrote.
+4. *A visitor is in one session at a time.* The last session to start is the current one. A visit dated a day ahead
+   therefore costs a split and no more: the next honest visit starts a session again.
+5. *A duplicate changes nothing.* A visit whose event_id is among the visitor's last `REMEMBERED_EVENTS` leaves the
+   visitor as it was. It is still scored (a consumer gets an answer for each record), with a context that looks like
+   the original's and with `repeat` set, and it is flagged.
+6. *Late is not lost.* A visit behind the watermark is flagged `late`, and is otherwise a visit like any other.
+
+What is kept of a visitor is bounded, whatever the visitor does: about 120 bytes after a few visits, about 250 at most
+with ids of ordinary length. Event ids are remembered by 48 bits of their hash: two different ids among 16 are taken
+for one about once in 10^13 visits.
+
+Pure: no clock, no I/O. A `Visitor` is never changed in place, so whoever holds the previous one can go back to it. Two
+ugly corners, known and accepted: two devices that alternate explicit session ids start a session at each switch, and a
+late visit that falls between two past sessions starts one of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+from xxhash import xxh3_64_digest
+
+from models.visits import RECENT, VisitContext, url_identity
+from schemas.records import WebVisit
+from streams.urls import canonical
+
+REMEMBERED_EVENTS = 16  # a producer's retry comes within a few visits of the original; more would cost 6 bytes each
+_HASH_BYTES = 6  # 48 bits, see above
+
+
+class Visitor(msgspec.Struct, frozen=True, array_like=True, tag=1, forbid_unknown_fields=True):
+    """All that is kept of a visitor between two visits. Times are event time in epoch milliseconds.
+
+    Encoded as a msgpack array whose first element, the tag, is the version of this layout: raise it when a field
+    changes meaning.
+    """
+
+    session_id: str  # the producer's, or `<visitor_id>@<start>`
+    started_ms: int  # the earliest visit of the current session
+    last_ms: int  # its latest
+    position: int  # visits of the current session
+    entry: int  # url_id of the first visit read of the current session
+    recent: tuple[int, ...]  # url_ids of the current session, newest first, immediate repeats collapsed, ≤ RECENT + 1
+    seen: bytes  # the last event ids, 48 bits of hash each, newest first
+    visits: int  # ever, this one included
+    sessions: int  # ever, the current one included
+
+    def encode(self) -> bytes:
+        """The record as the store keeps it."""
+        return _ENCODER.encode(self)
+
+    @staticmethod
+    def decode(blob: bytes) -> Visitor:
+        """Reads what `encode` wrote; raises ValueError, with a sentence, on anything else."""
+        try:
+            return _DECODER.decode(blob)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"stored visitor of {len(blob)} bytes is not in a layout this version reads: {error}"
+            ) from error
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Visitor)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStep:
+    """What became of one visit."""
+
+    session_id: str
+    flags: tuple[str, ...]  # of `new_visitor`, `late`, `duplicate`, in this order
+    continues: bool  # another visit of the same session was read before this one
+    duplicate: bool  # nothing may be learned from it, or joined to it: its original was there before
+
+
+class Sessioniser:
+    """Applies the rules above; holds nothing but the gap, so that one serves every partition."""
+
+    def __init__(self, gap_ms: int) -> None:
+        """`gap_ms`: the silence, in event time, after which a visitor's next visit starts a session. Raises ValueError
+        unless it is positive."""
+        if gap_ms <= 0:
+            raise ValueError(f"the session gap must be positive, got {gap_ms} ms")
+        self.gap_ms = gap_ms
+
+    def visit(
+        self, visitor: Visitor | None, event: WebVisit, watermark_ms: int
+    ) -> tuple[Visitor, VisitContext, SessionStep]:
+        """Takes one visit in: the visitor afterwards, the context to score, and what became of it.
+
+        `visitor` is what was kept of this visitor (None when nothing was); the caller has made sure that it is
+        the one of `event.visitor_id`.
+        """
+        now_ms = event.timestamp_ms
+        late = now_ms < watermark_ms
+        url = canonical(event.url)
+        url_id = url_identity(url)
+        event_hash = xxh3_64_digest(event.event_id.encode())[:_HASH_BYTES]
+
+        if visitor is not None and _remembers(visitor.seen, event_hash):
+            return visitor, *self._duplicate(visitor, event, url, url_id, late)
+
+        if visitor is not None and self._in_session(visitor, event):
+            earlier = visitor.recent
+            repeat = earlier[0] == url_id
+            recent = earlier if repeat else (url_id, *earlier[:RECENT])
+            after = Visitor(
+                session_id=visitor.session_id,
+                started_ms=min(visitor.started_ms, now_ms),
+                last_ms=max(visitor.last_ms, now_ms),
+                position=visitor.position + 1,
+                entry=visitor.entry,
+                recent=recent,
+                seen=_remember(visitor.seen, event_hash),
+                visits=visitor.visits + 1,
+                sessions=visitor.sessions,
+            )
+            since_previous_ms = max(0, now_ms - visitor.last_ms)
+            sessions_before = visitor.sessions - 1
+        else:
+            earlier = ()
+            repeat = False
+            after = Visitor(
+                session_id=event.session_id or f"{event.visitor_id}@{now_ms}",
+                started_ms=now_ms,
+                last_ms=now_ms,
+                position=1,
+                entry=url_id,
+                recent=(url_id,),
+                seen=_remember(visitor.seen if visitor else b"", event_hash),
+                visits=(visitor.visits if visitor else 0) + 1,
+                sessions=(visitor.sessions if visitor else 0) + 1,
+            )
+            since_previous_ms = -1
+            sessions_before = after.sessions - 1
+
+        context = _context(
+            event,
+            url=url,
+            url_id=url_id,
+            recent=(earlier[1:] if repeat else earlier)[:RECENT],
+            entry=after.entry,
+            position=after.position,
+            since_previous_ms=since_previous_ms,
+            since_start_ms=now_ms - after.started_ms,
+            visits_before=after.visits - 1,
+            sessions_before=sessions_before,
+            repeat=repeat,
+        )
+        flags = (("new_visitor",) if visitor is None else ()) + (("late",) if late else ())
+        return after, context, SessionStep(after.session_id, flags, continues=after.position > 1, duplicate=False)
+
+    def _in_session(self, visitor: Visitor, event: WebVisit) -> bool:
+        if event.session_id:
+            return event.session_id == visitor.session_id
+        return visitor.started_ms - self.gap_ms <= event.timestamp_ms <= visitor.last_ms + self.gap_ms
+
+    def _duplicate(
+        self, visitor: Visitor, event: WebVisit, url: str, url_id: int, late: bool
+    ) -> tuple[VisitContext, SessionStep]:
+        """As the original looked, as far as what is kept allows; the original may lie some visits, or a session,
+        back."""
+        now_ms = event.timestamp_ms
+        if self._in_session(visitor, event):
+            recent = visitor.recent
+            position = visitor.position
+            session_id, entry = visitor.session_id, visitor.entry
+            since_start_ms = max(0, now_ms - visitor.started_ms)
+            sessions_before = visitor.sessions - 1
+        else:
+            recent, position, since_start_ms = (), 1, 0
+            session_id, entry = event.session_id or f"{event.visitor_id}@{now_ms}", url_id
+            sessions_before = max(0, visitor.sessions - 2)
+        context = _context(
+            event,
+            url=url,
+            url_id=url_id,
+            recent=(recent[1:] if recent and recent[0] == url_id else recent)[:RECENT],
+            entry=entry,
+            position=position,
+            since_previous_ms=-1 if position == 1 else 0,
+            since_start_ms=since_start_ms,
+            visits_before=visitor.visits - 1,
+            sessions_before=sessions_before,
+            repeat=True,
+        )
+        flags = (("late",) if late else ()) + ("duplicate",)
+        return context, SessionStep(session_id, flags, continues=position > 1, duplicate=True)
+
+
+def _context(
+    event: WebVisit,
+    *,
+    url: str,
+    url_id: int,
+    recent: tuple[int, ...],
+    entry: int,
+    position: int,
+    since_previous_ms: int,
+    since_start_ms: int,
+    visits_before: int,
+    sessions_before: int,
+    repeat: bool,
+) -> VisitContext:
+    return VisitContext(
+        url=url,
+        url_id=url_id,
+        recent=recent,
+        entry=entry,
+        position=position,
+        timestamp_ms=event.timestamp_ms,
+        since_previous_ms=since_previous_ms,
+        since_start_ms=since_start_ms,
+        visits_before=visits_before,
+        sessions_before=sessions_before,
+        event_name=event.event_name,
+        referrer=event.referrer,
+        user_agent=event.user_agent,
+        title=event.title,
+        properties=event.properties,
+        repeat=repeat,
+    )
+
+
+def _remembers(seen: bytes, event_hash: bytes) -> bool:
+    """Whether the hash is one of those in `seen`; a match across the border of two of them is none."""
+    at = seen.find(event_hash)
+    while at > 0 and at % _HASH_BYTES:
+        at = seen.find(event_hash, at + 1)
+    return at >= 0
+
+
+def _remember(seen: bytes, event_hash: bytes) -> bytes:
+    return event_hash + seen[: (REMEMBERED_EVENTS - 1) * _HASH_BYTES]
