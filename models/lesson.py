@@ -120,7 +120,9 @@ class Lesson:
         if blob[:4] != _MAGIC:
             raise CorruptLesson("these bytes are not a lesson, or of another version")
         if blob[4:12] != xxhash.xxh3_64_digest(blob[12:]):
-            raise CorruptLesson(f"the checksum of this lesson of {len(blob)} bytes does not match: it is torn or damaged")
+            raise CorruptLesson(
+                f"the checksum of this lesson of {len(blob)} bytes does not match: it is torn or damaged"
+            )
         try:
             wire = msgspec.msgpack.decode(blob[12:], type=_Wire)
             repeat = np.frombuffer(wire.repeat, np.uint8).astype(np.bool_)
@@ -131,7 +133,9 @@ class Lesson:
         except (msgspec.MsgspecError, ValueError, IndexError) as error:
             raise CorruptLesson(f"this lesson cannot be read: {error}") from error
         if len(examples) and (
-            examples[:, 0].max() >= len(wire.tasks) or examples[:, 1].max() >= len(wire.features) or examples[:, 2].max() > 1
+            examples[:, 0].max() >= len(wire.tasks)
+            or examples[:, 1].max() >= len(wire.features)
+            or examples[:, 2].max() > 1
         ):
             raise CorruptLesson("an example of this lesson points to a task or a row that is not in it")
         steps = Steps(every[:, 0].copy(), every[:, 1:].copy(), repeat)

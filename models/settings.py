@@ -12,7 +12,9 @@ from models.visits import RECENT
 class ModelSettings:
     # URL2vec
     dims: int = 64  # of a URL's vector
-    window: int = 5  # how many earlier visits a visit is paired with; shops gain from 5 to 10, an encyclopaedia from 1 to 2
+    window: int = (
+        5  # how many earlier visits a visit is paired with; shops gain from 5 to 10, an encyclopaedia from 1 to 2
+    )
     distance_power: float = 1.5  # a pair at distance d weighs 1 / d ** distance_power
     slots: int = 64  # neighbours remembered of a URL
     successor_slots: int = 32  # "what came next" remembered of a URL

@@ -36,4 +36,6 @@ class VisitContext:
     user_agent: str | None
     title: str | None
     properties: Mapping[str, str | int | float | bool]
-    repeat: bool  # the same URL as the visit just before it: teaches URL2vec nothing; then `recent` does not start with it
+    repeat: (
+        bool  # the same URL as the visit just before it: teaches URL2vec nothing; then `recent` does not start with it
+    )

@@ -54,7 +54,7 @@ class Vocabulary:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.count = 0
-        self.refused = 0  # visits of URLs that found no room
+        self.refused = 0  # visits of URLs that found no room; who admits counts them
         self.names: list[str] = []
         self._listed: U64 = np.zeros(1024, np.uint64)
         self._rebuild(2048)
@@ -86,7 +86,6 @@ class Vocabulary:
         out = np.empty(len(flat), np.int32)
         self.count = int(_admit(flat, self._key, self._row, self._listed, self.count, self.capacity, out))
         self.names += [""] * (self.count - len(self.names))
-        self.refused += int(((out < 0) & (flat != 0)).sum())
         return out.reshape(ids.shape)
 
     def name(self, names: Mapping[int, str]) -> dict[int, str]:

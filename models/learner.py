@@ -1,0 +1,233 @@
+"""The one object the pipeline knows: scores visits, then learns from them and from the outcomes that became known.
+
+Promises: `score` changes nothing; `learn` depends on the model's state and the lesson alone, so that a restored snapshot
+and the lessons after it give the same bits; neither raises on any visit that could be decoded. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.baseline import Baseline
+from models.classifier import Classifier
+from models.counts import F32, I32
+from models.features import Features, layout_mark, parse
+from models.lesson import CorruptLesson, Example, Lesson, Steps
+from models.settings import ModelSettings
+from models.snapshot import CorruptSnapshot, pack, unpack
+from models.url2vec import URL2Vec
+from models.visits import VisitContext, url_identity
+
+__all__ = ["CorruptLesson", "CorruptSnapshot", "Example", "Learner", "Lesson", "Scored"]
+
+SUCCESSORS = 10  # next URLs proposed a visit
+_BACK_OFF = 2.0  # visits that popularity weighs against what followed the previous URL
+_TYPICAL_BITS = 12.0  # of surprise at a step; there novelty is one half
+
+
+@dataclass
+class Scored:
+    """Answers to n visits, T tasks, in the order they were asked."""
+
+    features: list[bytes]  # one fixed-layout row a visit: what a later Lesson needs
+    probability: F32  # (n, T)
+    baseline: F32  # (n, T), River's
+    next_urls: list[list[tuple[str, float]]]  # at most 10 each, best first, with their share; may be empty
+    novelty: F32  # (n,) in [0, 1), higher is stranger
+    new_url: NDArray[np.bool_]  # (n,)
+    next_url_hit: NDArray[
+        np.int8
+    ]  # (n,) was this URL among the 10 proposed from the one before; -1 where there was none
+
+
+class Learner:
+    """URL2vec, the classifier and the baseline, of one fixed list of tasks."""
+
+    def __init__(self, settings: ModelSettings, tasks: Sequence[str]) -> None:
+        torch.set_num_threads(settings.threads)
+        self.settings, self.tasks = settings, tuple(tasks)
+        self._index = {task: t for t, task in enumerate(self.tasks)}
+        self.step = 0  # learning steps taken
+        self.trained_through_ms = 0  # event time of the newest thing it learned from
+        self.foreign_examples = 0  # not learned from: of a task or a row layout that is not known here
+        self._features = Features(settings, len(self.tasks))
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._urls = URL2Vec(self.settings)
+        self._classifier = Classifier(self.settings, len(self.tasks))
+        self._baseline = Baseline(self.settings, len(self.tasks))
+
+    @property
+    def examples(self) -> int:
+        """Examples learned from."""
+        return self._classifier.examples
+
+    @property
+    def skipped_steps(self) -> int:
+        """Network steps refused because their loss was not finite."""
+        return self._classifier.skipped_steps
+
+    @property
+    def refused_urls(self) -> int:
+        """Visits of URLs for which the vocabulary had no room."""
+        return self._urls.vocabulary.refused
+
+    @property
+    def urls(self) -> int:
+        """URLs in the vocabulary."""
+        return self._urls.vocabulary.count
+
+    def score(self, visits: Sequence[VisitContext]) -> Scored:
+        """Answer for visits of any partitions; all from the model as it is now."""
+        steps = Steps.of(visits)
+        rows = self._features.rows(visits, steps, self._urls)
+        self._classifier.fill_counts(rows)
+        found = self._urls.vocabulary.find(steps.url)
+        before = self._urls.vocabulary.find(np.ascontiguousarray(steps.recent[:, 0]))
+        first = (steps.recent[:, 0] == 0) | steps.repeat
+        size, whole = rows.dtype.itemsize, rows.tobytes()
+        return Scored(
+            [whole[k * size : (k + 1) * size] for k in range(len(visits))],
+            self._classifier.score(rows),
+            self._baseline.score(rows),
+            self._next_urls(found),
+            self._novelty(before, found, first),
+            found < 0,
+            self._hits(before, found, first),
+        )
+
+    def _next_urls(self, rows: I32) -> list[list[tuple[str, float]]]:
+        names = self._urls.vocabulary.names
+        after, share = self._urls.successors(rows, SUCCESSORS)
+        return [
+            [(names[r], s) for r, s in zip(these, shares, strict=True) if r >= 0 and names[r]]
+            for these, shares in zip(after.tolist(), share.tolist(), strict=True)
+        ]
+
+    def _hits(self, before: I32, found: I32, first: NDArray[np.bool_]) -> NDArray[np.int8]:
+        proposed, _ = self._urls.successors(before, SUCCESSORS)
+        hit = ((proposed == found[:, None]) & (found >= 0)[:, None]).any(axis=1)
+        return np.where(first, -1, hit).astype(np.int8)
+
+    def _novelty(self, before: I32, found: I32, first: NDArray[np.bool_]) -> F32:
+        """Surprise at the step, −log2 p, squashed into [0, 1); p backs off from successors to popularity."""
+        seen, total = self._urls.steps_seen(np.where(first, -1, before).astype(np.int32), found)
+        p = (seen + _BACK_OFF * self._urls.popularity(found)) / (total + _BACK_OFF)
+        bits = -np.log2(np.clip(p, 1e-12, 1.0))
+        novelty: F32 = (bits / (bits + _TYPICAL_BITS)).astype(np.float32)
+        return novelty
+
+    def learn(self, lesson: Lesson) -> None:
+        """Take one step. Drops from `lesson.names` what this vocabulary knew already: what is left is what replicas need."""
+        lesson.names = self._urls.learn(lesson.steps, lesson.names)
+        if len(lesson.examples):
+            self._learn_examples(lesson)
+        self.step += 1
+        self.trained_through_ms = max(self.trained_through_ms, lesson.trained_through_ms)
+
+    def _learn_examples(self, lesson: Lesson) -> None:
+        parsed, fits = parse(lesson.features, len(self.tasks))
+        task = np.array([self._index.get(name, -1) for name in lesson.tasks], np.int32)[lesson.examples[:, 0]]
+        known = (task >= 0) & fits[lesson.examples[:, 1]]
+        self.foreign_examples += int((~known).sum())
+        place = np.cumsum(fits) - 1  # of a blob among those parsed
+        rows = parsed[place[lesson.examples[known, 1]]]
+        label = lesson.examples[known, 2].astype(np.float32)
+        self._classifier.learn(rows, task[known], label)
+        self._baseline.learn(rows, task[known], label)
+
+    def snapshot(self) -> bytes:
+        """The whole model as bytes, for `restore`."""
+        parts = {"urls": self._urls.state(), "classifier": self._classifier.state(), "baseline": self._baseline.state()}
+        arrays = {f"{part}.{name}": array for part, state in parts.items() for name, array in state.items()}
+        counters = {"step": self.step, "through": self.trained_through_ms, "foreign": self.foreign_examples}
+        return pack(arrays, self._identity() | counters)
+
+    def _identity(self) -> dict[str, object]:
+        """What two models must share to exchange snapshots."""
+        facts = asdict(self.settings)
+        names = (
+            "dims",
+            "slots",
+            "successor_slots",
+            "table_bits",
+            "embedding_bits",
+            "embedding",
+            "page_embedding",
+            "hidden",
+        )
+        return {name: facts[name] for name in names} | {
+            "tasks": list(self.tasks),
+            "layout": layout_mark(len(self.tasks)),
+        }
+
+    def restore(self, blob: bytes) -> None:
+        """Become the model of a snapshot. Raises CorruptSnapshot, and stays as it was, when that cannot be."""
+        arrays, about = unpack(blob)
+        for name, mine in self._identity().items():
+            if about.get(name) != mine:
+                raise CorruptSnapshot(f"this snapshot has {name} = {about.get(name)!r}, this model {mine!r}")
+        other = object.__new__(Learner)
+        other.settings, other.tasks = self.settings, self.tasks
+        other._fresh()
+        try:
+            for part, model in (
+                ("urls", other._urls),
+                ("classifier", other._classifier),
+                ("baseline", other._baseline),
+            ):
+                model.load(_under(f"{part}.", arrays))
+            step, through, foreign = int(about["step"]), int(about["through"]), int(about["foreign"])
+        except (ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
+            raise CorruptSnapshot(f"this snapshot does not fit this model: {error}") from error
+        self._urls, self._classifier, self._baseline = other._urls, other._classifier, other._baseline
+        self.step, self.trained_through_ms, self.foreign_examples = step, through, foreign
+
+    def knows(self, url: str) -> bool:
+        """Whether the vocabulary has this URL."""
+        return self._row(url) >= 0
+
+    def _row(self, url: str) -> int:
+        return int(self._urls.vocabulary.find(np.array([url_identity(url)], np.uint64))[0])
+
+    def nearest(self, url: str, k: int) -> list[tuple[str, float]]:
+        """The k most similar URLs with their cosine, best first; empty for an unknown URL."""
+        row = self._row(url)
+        names = self._urls.vocabulary.names
+        return [] if row < 0 else [(names[r], cosine) for r, cosine in self._urls.nearest(row, k)]
+
+    def vectors(self) -> tuple[list[str], F32]:
+        """URLs with a name, and their vectors (urls, dims) of length one, in the same order."""
+        named = [r for r, name in enumerate(self._urls.vocabulary.names) if name]
+        unit: F32 = self._urls.vectors[named] / np.float32(self._urls.radius)
+        return [self._urls.vocabulary.names[r] for r in named], unit
+
+    def warm_up(self) -> None:
+        """Compile every kernel and take a torch step on throwaway state, so that the first visit is not the slow one."""
+        other = Learner(replace(self.settings, capacity=64, table_bits=8, embedding_bits=8), self.tasks or ("warm",))
+        visits = [_visit(k) for k in range(4)]
+        for _ in range(2):
+            scored = other.score(visits)
+            examples = [Example(other.tasks[0], row, k % 2 == 0) for k, row in enumerate(scored.features)]
+            other.learn(Lesson.decode(Lesson.of(visits, examples, 1).encode()))
+        other.restore(other.snapshot())
+
+
+def _under(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def _visit(k: int) -> VisitContext:
+    urls = [f"https://warm.example/{n}" for n in range(4)]
+    ids = [url_identity(url) for url in urls]
+    return VisitContext(
+        url=urls[k], url_id=ids[k], recent=tuple(ids[:k][::-1]), entry=ids[0], position=k + 1, timestamp_ms=k,
+        since_previous_ms=k - 1, since_start_ms=k, visits_before=k, sessions_before=0, event_name="page_view",
+        referrer=None, user_agent=None, title=None, properties={"to": urls[0], "n": k}, repeat=False,
+    )  # fmt: skip
