@@ -1,7 +1,8 @@
 """River's answer to the same question: logistic regression with AdaGrad over the plain attributes, one model a task.
 
-It always runs, on the same examples as the network, so that an operator sees when the network is not worth its keep. Keys are
-hashed, so memory is bounded. Its state goes in and out as arrays, in River's own order, because the order of a sum is part of its bits.
+It always runs, on the same examples as the network, so that an operator sees when the network is not worth its keep.
+Keys are hashed, so memory is bounded. Its state goes in and out as arrays, in River's own order, because the order of
+a sum is part of its bits.
 """
 
 import math

@@ -1,7 +1,8 @@
-"""The incremental classifier: hashed FTRL, live target counts and a small network, learning from examples as they arrive.
+"""The incremental classifier: hashed FTRL, live target counts and a small network, learning as examples arrive.
 
-It reads feature rows alone, so what it is taught is what was known when the visit was scored. Tables of levels are hashed:
-memory does not grow. A network step whose loss is not finite is skipped and counted; its answers are always in [0, 1].
+It reads feature rows alone, so what it is taught is what was known when the visit was scored. Tables of levels are
+hashed: memory does not grow. A network step whose loss is not finite is skipped and counted; answers are always in
+[0, 1].
 """
 
 from collections.abc import Iterator, Mapping

@@ -2,7 +2,7 @@
 
 A slot table keeps, of each URL, its heaviest neighbours in fixed room. When it is full the smallest slot grows by the
 new weight x and changes owner with probability x / (c + x), which keeps expected counts right (the unbiased relative of
-space-saving: Ting 2018, "Data Sketches for Disaggregated Subset Sum"). The draw is a hash of a counter kept in the state.
+space-saving: Ting 2018, "Data Sketches for Disaggregated Subset Sum"). The draw is a hash of a counter in the state.
 """
 
 import numpy as np
@@ -55,7 +55,7 @@ def add_pairs(
     mark: NDArray[np.bool_],
     touched: I32,
 ) -> int:
-    """Pair each visit (row, -1 unknown) with its window of earlier ones. Returns how many distinct rows were touched."""
+    """Pair each visit (row, -1 unknown) with its window of earlier ones. Returns how many rows were touched."""
     n = 0
     for k in range(len(row)):
         i = row[k]

@@ -1,8 +1,9 @@
 """From visits to feature rows: numbers known at the moment of scoring, kept as they were until the label is known.
 
 A row is a fixed-layout record (`layout`): hashed levels of attributes, the last pages, numbers, cosines between URL
-vectors, and live target counts of each level. It promises the same bytes for the same visit and model state, whatever the batch; only
-the number of tasks changes its size. Property names beyond the room for them are left out, always the same ones.
+vectors, and live target counts of each level. It promises the same bytes for the same visit and model state, whatever
+the batch; only the number of tasks changes its size. Property names beyond the room for them are left out, always the
+same ones.
 """
 
 import math
@@ -30,7 +31,7 @@ _HASH_CHARS = 4096  # of a value; more would let a producer buy hashing time wit
 
 
 def layout(tasks: int) -> np.dtype[np.void]:
-    """The record of one visit. Half precision where a network reads it, to halve what is kept until the label is known."""
+    """The record of one visit. Half precision halves what is kept until the label is known."""
     return np.dtype(
         [
             ("mark", "<u4"),  # of this layout: rows of another one are recognised and not learned from
@@ -82,7 +83,7 @@ def signed_log(value: float) -> float:
 def _cosines(
     row: I32, recent: I32, target: I32, vectors: F32, norm2: float, mass: NDArray[np.float64], out: F32
 ) -> None:
-    """Columns: url·previous, url·mean of recent, target·(url, mean, previous, entry side), popularity of both, what is known."""
+    """Columns: url·previous, url·mean of recent, target·(url, previous, mean), log mass of both, has target."""
     dims = vectors.shape[1]
     mean = np.zeros(dims, np.float32)
     for t in range(len(row)):
@@ -179,7 +180,7 @@ class Features:
     def _properties(
         self, properties: Mapping[str, str | int | float | bool], levels: I32, numbers: F32, targets: U64
     ) -> None:
-        """Each property goes where its name's hash points, or to the next free place: mostly the same place for the same name."""
+        """A property goes where its name's hash points, or to the next free place: mostly one for one name."""
         names = sorted(properties, key=lambda name: (self._first.get(f"properties.{name}", len(self._first)), name))
         free, room = CATEGORIES - len(FIXED), NUMBERS - NUMBERS_FIXED
         for name in names:

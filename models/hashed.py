@@ -4,12 +4,15 @@ A level is an attribute with its value, hashed to a positive int32; 0 is an abse
 rows, and a level lives at `level & (rows - 1)`; collisions are the price of bounded memory.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from models.compiled import kernel
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 
 PRIOR_COUNT = 5.0  # examples that the prior weighs in a level's rate
@@ -17,7 +20,7 @@ FTRL_ALPHA, FTRL_BETA, FTRL_L2 = 0.1, 1.0, 0.1
 
 
 @kernel
-def _weight(z: float, n: float) -> float:
+def _weight(z: float, n: float) -> Any:
     return -z / ((FTRL_BETA + np.sqrt(n)) / FTRL_ALPHA + FTRL_L2)
 
 
@@ -61,7 +64,7 @@ def ftrl_learn(levels: I32, task: I32, label: F32, z: F32, n: F32, bias: F32) ->
 
 
 @kernel
-def read_counts(levels: I32, positive: F32, seen: F32, totals: F32, out: F32) -> None:
+def read_counts(levels: I32, positive: F32, seen: F32, totals: F64, out: F32) -> None:
     """out (B, A, T, 2): how far a level's smoothed rate lies from the prior, in logits; and log(1 + n)."""
     mask = positive.shape[1] - 1
     for t in range(positive.shape[0]):
@@ -79,7 +82,7 @@ def read_counts(levels: I32, positive: F32, seen: F32, totals: F32, out: F32) ->
 
 
 @kernel
-def add_counts(levels: I32, task: I32, label: F32, positive: F32, seen: F32, totals: F32) -> None:
+def add_counts(levels: I32, task: I32, label: F32, positive: F32, seen: F32, totals: F64) -> None:
     """Count each example's label in all its levels. totals: (T, 2) positives and examples."""
     mask = positive.shape[1] - 1
     for b in range(levels.shape[0]):

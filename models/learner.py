@@ -1,7 +1,8 @@
 """The one object the pipeline knows: scores visits, then learns from them and from the outcomes that became known.
 
-Promises: `score` changes nothing; `learn` depends on the model's state and the lesson alone, so that a restored snapshot
-and the lessons after it give the same bits; neither raises on any visit that could be decoded. Not thread-safe.
+Promises: `score` changes nothing; `learn` depends on the model's state and the lesson alone, so that a restored
+snapshot and the lessons after it give the same bits; neither raises on any visit that could be decoded. Not
+thread-safe.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Learner:
         return novelty
 
     def learn(self, lesson: Lesson) -> None:
-        """Take one step. Drops from `lesson.names` what this vocabulary knew already: what is left is what replicas need."""
+        """Take one step. Drops from `lesson.names` what was known here already: what is left is what replicas need."""
         lesson.names = self._urls.learn(lesson.steps, lesson.names)
         if len(lesson.examples):
             self._learn_examples(lesson)
@@ -209,7 +210,7 @@ class Learner:
         return [self._urls.vocabulary.names[r] for r in named], unit
 
     def warm_up(self) -> None:
-        """Compile every kernel and take a torch step on throwaway state, so that the first visit is not the slow one."""
+        """Compile every kernel and take a torch step on throwaway state, so that the first visit is not slow."""
         other = Learner(replace(self.settings, capacity=64, table_bits=8, embedding_bits=8), self.tasks or ("warm",))
         visits = [_visit(k) for k in range(4)]
         for _ in range(2):

@@ -1,7 +1,8 @@
 """A lesson: what one partition teaches in one learning step, and the delta that is stored and that replicas apply.
 
-It holds the visits as numbers (for URL2vec), names of URLs that a replica may not know yet, and labelled examples (for the
-classifiers). Encoding is raw arrays inside msgpack behind a checksum: `decode` gives back an equal lesson, or raises.
+It holds the visits as numbers (for URL2vec), names of URLs that a replica may not know yet, and labelled examples (for
+the classifiers). Encoding is raw arrays inside msgpack behind a checksum: `decode` gives back an equal
+lesson, or raises.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _MAGIC = b"U2L1"
 _PAD: tuple[tuple[int, ...], ...] = tuple((0,) * k for k in range(RECENT + 1))
 
 
-class CorruptLesson(ValueError):
+class CorruptLesson(ValueError):  # noqa: N818 - says what is wrong, as the other corrupt things do
     """The bytes are not a whole lesson; the message says what is wrong with them."""
 
 
@@ -69,7 +70,7 @@ class _Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 @dataclass(slots=True)
 class Lesson:
-    """What ONE partition teaches in one step. `names` shrinks, when its sender learns it, to the URLs that were new to it."""
+    """What ONE partition teaches in one step. `names` shrinks, when its sender learns it, to those that were news."""
 
     steps: Steps
     names: dict[int, str]  # url_id → url

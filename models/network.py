@@ -1,8 +1,8 @@
 """The dense part of the classifier: a small torch network whose parameters live in one flat vector.
 
-logit = FTRL's logit + linear(numbers) + MLP(64 ReLU, 64 ReLU) over embeddings of levels, an attention over the last pages,
-and the numbers; a head per task. One flat vector makes Adam five lines and a snapshot one array. Initial weights come from
-a generator of its own, so equal seeds give equal networks. A step whose loss is not finite is refused.
+logit = FTRL's logit + linear(numbers) + MLP(64 ReLU, 64 ReLU) over embeddings of levels, an attention over the last
+pages, and the numbers; a head per task. One flat vector makes Adam five lines and a snapshot one array. Initial weights
+come from a generator of its own, so equal seeds give equal networks. A step whose loss is not finite is refused.
 """
 
 import math
@@ -85,7 +85,7 @@ class Network:
         task: NDArray[np.int64],
         label: F32,
     ) -> tuple[F32, F32] | None:
-        """One step. Returns each example's gradient of its embeddings (levels, pages), or None where the loss was not finite."""
+        """One step. Returns the gradients of each example's embeddings (levels, pages); None if not finite."""
         t = self._tensor
         level_in, page_in = t(levels).requires_grad_(), t(pages).requires_grad_()
         logits = self._logits(level_in, page_in, t(absent), t(x), t(linear))

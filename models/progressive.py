@@ -1,7 +1,7 @@
-"""Progressive metrics: every probability is judged once, by the label that came after it, before anything learned from it.
+"""Progressive metrics: every probability is judged once, by the label that came after it.
 
-`Progress` is additive: partitions and workers keep their own and merge them. AUC comes from histograms on the logit scale,
-within a few ten-thousandths of the exact one. numpy only.
+`Progress` is additive: partitions and workers keep their own and merge them. AUC comes from histograms on the logit
+scale, within a few ten-thousandths of the exact one. numpy only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _REACH = 8.0  # logits beyond ±8 share the outermost bins
 _FLOOR = 1e-7  # probabilities are kept this far from 0 and 1 before a logarithm
 
 
-class CorruptProgress(ValueError):
+class CorruptProgress(ValueError):  # noqa: N818 - says what is wrong, as the other corrupt things do
     """The bytes are not an encoded Progress."""
 
 
@@ -42,8 +42,8 @@ class Progress:
 
     def add(self, probability: float, baseline: float, label: bool) -> None:
         """Judge one pair of answers."""
-        for who, p in enumerate((probability, baseline)):
-            p = min(max(p, _FLOOR), 1 - _FLOOR) if p == p else 0.5
+        for who, answer in enumerate((probability, baseline)):
+            p = 0.5 if math.isnan(answer) else min(max(answer, _FLOOR), 1 - _FLOOR)
             logit = math.log(p / (1 - p))
             at = int((logit + _REACH) / (2 * _REACH) * _BINS)
             self._histogram[who, int(label), min(max(at, 0), _BINS - 1)] += 1

@@ -16,7 +16,7 @@ _MAGIC = b"U2S1"
 _ABOUT = "about"
 
 
-class CorruptSnapshot(ValueError):
+class CorruptSnapshot(ValueError):  # noqa: N818 - says what is wrong, as the other corrupt things do
     """The bytes are not a snapshot that this learner can take; the message says why. Nothing was changed."""
 
 

@@ -1,8 +1,9 @@
 """URL2vec: a vector for each URL, learned in one pass while the stream flows.
 
 Skip-gram with negative sampling factorises a PMI matrix implicitly (Levy, Goldberg 2014); here it is factorised
-explicitly and online, by subspace iteration whose rows are kept on a sphere. Counts are the state, vectors follow from them: a
-row is derived anew from its slots once its mass has grown enough, and rows that nothing touched keep their bits.
+explicitly and online, by subspace iteration whose rows are kept on a sphere. Counts are the state, vectors follow from
+them: a row is derived anew from its slots once its mass has grown enough, and rows that nothing touched keep
+their bits.
 
 Promises: `learn` depends on state and lesson alone; the readers change nothing. Not here: eviction, forgetting,
 composition of unseen URLs.
@@ -107,7 +108,7 @@ class URL2Vec:
         self._gram += sign * (v.T @ v)
 
     def _refresh(self, rows: I32) -> None:
-        """Derive anew the vectors of rows whose mass has grown enough, all from the old vectors, then move the whitener."""
+        """Derive anew the vectors of rows whose mass has grown enough, all from the old ones; move the whitener."""
         rows = rows[self.mass[rows] - self._mass_then[rows] >= self._settings.refresh * self.mass[rows]]
         if not len(rows):
             return
@@ -149,9 +150,9 @@ class URL2Vec:
         return seen, total
 
     def popularity(self, rows: I32) -> F64:
-        """Share of the mass that a URL has, smoothed: a URL never seen gets as little as one visit would."""
+        """Share of the mass that a URL has, as if a thousand more URLs were known that nobody visited yet."""
         mass = np.where(rows >= 0, self.mass[np.maximum(rows, 0)], 0.0)
-        share: F64 = (mass + 1) / (self._total[0] + self.vocabulary.count + 1)
+        share: F64 = (mass + 1) / (self._total[0] + self.vocabulary.count + 1000)
         return share
 
     def nearest(self, row: int, k: int) -> list[tuple[int, float]]:
@@ -204,7 +205,7 @@ class URL2Vec:
         for name in ("next_url", "next_count"):
             getattr(self, name)[:n][followed] = state[name]
         for pointers in (state["slot_url"], state["next_url"]):
-            if len(pointers) and not 0 <= int(pointers.min()) <= int(pointers.max()) < n:  # type: ignore[call-overload]
+            if len(pointers) and not 0 <= int(pointers.min()) <= int(pointers.max()) < n:
                 raise ValueError("a slot points to a URL that is not in the vocabulary")
         self._total[:], self._draws[:] = state["total"], state["draws"]
         self._gram.copy_(torch.tensor(state["gram"]))

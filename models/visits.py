@@ -1,7 +1,7 @@
 """What a model sees of a visit, and what identifies a URL.
 
 A `VisitContext` is filled by the sessioniser and read by every model. It promises that nothing in it is later than the
-visit itself, so that scores are honest (test, then train). It imports nothing heavy: pure modules of the pipeline use it.
+visit itself, so that scores are honest (test, then train). It imports nothing heavy: pure modules use it.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import xxhash
 
-RECENT = 8  # earlier visits of the session that a context carries: URL2vec gained nothing from more than the last five to eight
+RECENT = 8  # earlier visits of the session that a context carries; URL2vec gains from five to ten
 
 
 def url_identity(url: str) -> int:
-    """THE identity of a URL everywhere: xxh3 of its UTF-8, unsigned 64 bit. Lone surrogates are hashed as they stand."""
+    """THE identity of a URL everywhere: xxh3 of its UTF-8, unsigned 64 bit. Lone surrogates are no error."""
     return int(xxhash.xxh3_64_intdigest(url.encode("utf-8", "surrogatepass")))
 
 

@@ -76,7 +76,7 @@ class Vocabulary:
         return out.reshape(ids.shape)
 
     def admit(self, ids: U64) -> I32:
-        """Rows of ids, those unknown appended in their order of appearance; -1 where there was no room, or the id is 0."""
+        """Rows of ids, those unknown appended in order of appearance; -1 where there was no room, or the id is 0."""
         flat = np.ascontiguousarray(ids).reshape(-1)
         room = min(self.capacity, self.count + len(flat))
         while len(self._listed) < room:
