@@ -81,8 +81,8 @@ class Heard(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 class Ledger(msgspec.Struct, array_like=True, tag=1, forbid_unknown_fields=True):
     """What is pending and remembered of one visitor. The tag is the version of the layout."""
 
-    visits: list[Asked] = []  # in event time, equal times in the order read
-    outcomes: list[Heard] = []  # in the order read
+    visits: list[Asked]  # in event time, equal times in the order read
+    outcomes: list[Heard]  # in the order read
 
     def encode(self) -> bytes:
         return _ENCODER.encode(self)

@@ -115,7 +115,7 @@ class OutcomeJoin:
     ) -> list[Settled]:
         """Asks every task in `scores` (task -> probability, baseline) of a visit that was just scored."""
         settled = self.advance(watermark_ms)
-        ledger = self._ledgers.setdefault(visitor_id, Ledger())
+        ledger = self._ledgers.setdefault(visitor_id, Ledger([], []))
         visit = Asked(
             event_id=event_id,
             session_id=session_id,
@@ -149,7 +149,7 @@ class OutcomeJoin:
         if heard.name not in self._names:
             self._forget(heard)  # nobody will ever ask: not worth remembering
             return settled
-        ledger = self._ledgers.setdefault(visitor_id, Ledger())
+        ledger = self._ledgers.setdefault(visitor_id, Ledger([], []))
         if any(heard.same_as(other) for other in ledger.outcomes):
             self.counts.duplicate += 1
             return settled
