@@ -65,6 +65,11 @@ class Learner:
         self._baseline = Baseline(self.settings, len(self.tasks))
 
     @property
+    def row_layout(self) -> np.dtype[np.void]:
+        """How the bytes of a feature row are to be read."""
+        return self._features.layout
+
+    @property
     def examples(self) -> int:
         """Examples learned from."""
         return self._classifier.examples
