@@ -134,9 +134,12 @@ def test_a_step_never_seen_is_stranger_than_a_usual_one_and_a_new_url_than_both(
 
 def test_repeats_teach_no_pairs() -> None:
     learner = Learner(SMALL, TASKS)
-    learner.learn(Lesson.of([visit("a"), visit("a", repeat=True), visit("a", "b", repeat=True)], [], 0))
-    assert learner.score([visit("a")]).next_urls == [[]]
+    learner.learn(Lesson.of([visit("a"), visit("b"), visit("a", repeat=True), visit("a", "b", repeat=True)], [], 0))
+    assert learner.score([visit("a"), visit("b")]).next_urls == [[], []]
     assert learner.nearest("a", 3) == []
+    learner.learn(Lesson.of([visit("a", "b")], [], 0))
+    assert [url for url, _ in learner.score([visit("b")]).next_urls[0]] == ["a"]
+    assert [url for url, _ in learner.nearest("a", 3)] == ["b"]
 
 
 def test_nothing_at_all_is_answered_with_nothing() -> None:
