@@ -25,6 +25,8 @@ from types import TracebackType
 from typing import Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from deploy import ports
 from deploy.processes import Child
@@ -36,6 +38,7 @@ START_LIMIT_S = 20.0  # both answer within 0.2 s on an idle machine; a busy one 
 STOP_LIMIT_S = 5.0
 ATTEMPTS = 5  # a port found free may be taken before the server binds it; five in a row is no accident
 POLL_S = 0.02
+ANSWER_LIMIT_S = 1.0  # of one question; when the wrong program holds the port, the child's death waits this long
 
 
 class EmbeddedBroker:
@@ -245,8 +248,8 @@ def _start(launch: _Launch, asked: int, flag: str, limit_s: float) -> tuple[Chil
 def _broker_answers(port: int, cluster: str) -> bool:
     """Whether the broker on `port` names our cluster: another program there would not."""
     try:
-        socket.create_connection((ports.HOST, port), 1.0).close()  # cheap, before a client is built
-        return topics.cluster_id(f"{ports.HOST}:{port}", limit_s=2.0) == cluster
+        socket.create_connection((ports.HOST, port), ANSWER_LIMIT_S).close()  # cheap, before a client is built
+        return topics.cluster_id(f"{ports.HOST}:{port}", limit_s=ANSWER_LIMIT_S) == cluster
     except (OSError, BrokerError):
         return False
 
@@ -254,9 +257,7 @@ def _broker_answers(port: int, cluster: str) -> bool:
 def _store_answers(port: int, pid: int) -> bool:
     """Whether the store on `port` is the process that we started, and has loaded its data."""
     try:
-        with contextlib.closing(
-            redis.Redis(ports.HOST, port, socket_timeout=2.0, socket_connect_timeout=1.0)
-        ) as client:
+        with redis.Redis(ports.HOST, port, socket_timeout=ANSWER_LIMIT_S, retry=Retry(NoBackoff(), 0)) as client:
             return bool(client.ping()) and int(client.info("server")["process_id"]) == pid
     except redis.RedisError:  # refused, or still loading
         return False

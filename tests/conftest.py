@@ -38,8 +38,6 @@ hypothesis.settings.load_profile("ci" if IN_CI else "dev")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "partitions(n): how many partitions `topic_names` creates")
-    # kafka-python 3.0 reads its schemas by a call that Python 3.11 deprecates: 218 lines that nobody here can act on.
-    config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
