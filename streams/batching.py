@@ -27,6 +27,7 @@ import math
 GATHER_SHARE = 0.05  # of the objective: 2.5 ms of 50, the cost of a fetch, within which a burst has come in
 SERVICE_SHARE = 0.4  # of the objective: two services and the gathering leave a tenth of it for delivery
 FORGETTING = 0.9  # weight of a batch against the next one: the last ten or so decide
+SURPRISE = 3.0  # times the prediction, or a third of it: another regime, of which old batches say nothing
 FIRST_RECORDS = 256  # before anything was measured
 LEAST_RECORDS = 16  # even after one absurdly slow batch (a compilation, a pause of the machine)
 
@@ -38,9 +39,8 @@ class MicroBatcher:
         """`max_records` bounds a batch whatever the clock says, for memory's sake. Raises ValueError unless both are
         positive."""
         if not latency_objective_s > 0 or max_records < 1:
-            raise ValueError(
-                f"the latency objective and the largest batch must be positive, got {latency_objective_s} s, {max_records}"
-            )
+            asked = f"got {latency_objective_s} s and {max_records} records"
+            raise ValueError(f"the latency objective and the largest batch must be positive, {asked}")
         self.latency_objective_s = latency_objective_s
         self.max_records = max_records
         self._largest_served = 0
@@ -70,6 +70,8 @@ class MicroBatcher:
         if records <= 0 or not 0 <= seconds < math.inf:
             return
         self._largest_served = max(self._largest_served, records)
+        if not self.predicted_s(records) / SURPRISE <= seconds <= self.predicted_s(records) * SURPRISE:
+            self._ones = self._n = self._s = self._nn = self._ns = 0.0
         self._ones = FORGETTING * self._ones + 1
         self._n = FORGETTING * self._n + records
         self._s = FORGETTING * self._s + seconds
