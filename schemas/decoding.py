@@ -58,7 +58,7 @@ class Limits:
     max_id_chars: int = 512  # ids are keys in the store
     max_properties: int = 256
     max_future_ms: int = 86_400_000  # a clock or time zone may be wrong by a day; more would drag the watermark
-    max_depth: int = 128  # nothing we read is nested; unknown fields may be, within the interpreter's stack
+    max_depth: int = 256  # nothing we read is nested; unknown fields may be, within the interpreter's stack
 
 
 class Decoder:
@@ -75,14 +75,8 @@ class Decoder:
         try:
             visit = _VISITS.decode(present)
         except _UNREADABLE as error:
-            visit = _unusual(present, headers, WebVisit, error)
-            self.admit(visit, now_ms)
-            return visit
-        self._admit_time_and_version(visit, now_ms)
-        if len(present) > self._harmless_bytes:
-            self._admit_sizes(visit)
-        if b"\\u0000" in present:
-            _refuse_nul(visit)
+            visit = self._unusual(present, headers, WebVisit, error)
+        self.admit(visit, present, now_ms)
         return visit
 
     def outcome(self, key: bytes | None, value: bytes | None, headers: Headers, now_ms: int) -> VisitOutcome:
@@ -91,15 +85,31 @@ class Decoder:
         try:
             outcome = _OUTCOMES.decode(present)
         except _UNREADABLE as error:
-            outcome = _unusual(present, headers, VisitOutcome, error)
-        self.admit(outcome, now_ms)
+            outcome = self._unusual(present, headers, VisitOutcome, error)
+        self.admit(outcome, present, now_ms)
         return outcome
 
-    def admit(self, record: WebVisit | VisitOutcome, now_ms: int) -> None:
-        """Hold a record that is already a struct to the same bounds. Raises `BadEvent`."""
-        self._admit_time_and_version(record, now_ms)
+    def admit(self, record: WebVisit | VisitOutcome, value: bytes, now_ms: int) -> None:
+        """Hold a struct to the bounds; `value` is its JSON, which tells what to look at. Raises `BadEvent`."""
+        if not 0 <= record.timestamp_ms <= now_ms + self._limits.max_future_ms:
+            raise BadEvent(_out_of_time(record.timestamp_ms, self._limits.max_future_ms))
+        if record.schema_version != SCHEMA_VERSION:
+            raise BadEvent(
+                f"Expected schema_version {SCHEMA_VERSION}, the only one this release reads, "
+                f"got {_short(record.schema_version)} - at `$.schema_version`"
+            )
+        if len(value) > self._harmless_bytes:
+            self._admit_sizes(record)
+        # A NUL can be written in no other way in JSON. One byte is found in a fifth of the time that six take.
+        if b"\\" in value and b"\\u0000" in value:
+            _refuse_nul(record)
+
+    def _unusual(self, value: bytes, headers: Headers, kind: type[Record], error: Exception) -> Record:
+        record = _unwrapped(value, headers, kind, error)
+        # Ids and times may come from headers, of which the value says nothing.
         self._admit_sizes(record)
         _refuse_nul(record)
+        return record
 
     def _present(self, value: bytes | None) -> bytes:
         if not value:
@@ -115,15 +125,6 @@ class Decoder:
         ):
             raise BadEvent(f"Expected at most {limits.max_depth} levels of nesting, got more")
         return value
-
-    def _admit_time_and_version(self, record: WebVisit | VisitOutcome, now_ms: int) -> None:
-        if not 0 <= record.timestamp_ms <= now_ms + self._limits.max_future_ms:
-            raise BadEvent(_out_of_time(record.timestamp_ms, self._limits.max_future_ms))
-        if record.schema_version != SCHEMA_VERSION:
-            raise BadEvent(
-                f"Expected schema_version {SCHEMA_VERSION}, the only one this release reads, "
-                f"got {_short(record.schema_version)} - at `$.schema_version`"
-            )
 
     def _admit_sizes(self, record: WebVisit | VisitOutcome) -> None:
         limits = self._limits
@@ -174,7 +175,7 @@ def _deeper_than(max_depth: int, value: bytes) -> bool:
     return False
 
 
-def _unusual(value: bytes, headers: Headers, kind: type[Record], error: Exception) -> Record:
+def _unwrapped(value: bytes, headers: Headers, kind: type[Record], error: Exception) -> Record:
     """What is not a plain record: a CloudEvent, nulls for defaults, or nothing of ours (`error` says why)."""
     if not isinstance(error, msgspec.ValidationError):
         raise BadEvent(_not_json(value, error)) from None

@@ -17,7 +17,7 @@ from functools import lru_cache
 import xxhash
 
 from schemas.decoding import BadEvent, Decoder
-from schemas.logs_lines import Line, LogItem, Unreadable, of_visit
+from schemas.logs_lines import Line, LogItem, Unreadable, admitted
 from schemas.records import WebVisit, epoch_ms
 
 # The last quote may be missing: servers cut long lines, and what is left still says who visited what.
@@ -47,12 +47,9 @@ def read(lines: Iterable[Line | Unreadable], site: str, now_ms: int) -> Iterator
             yield line
             continue
         try:
-            visit = _visit(line, site)
-            decoder.admit(visit, now_ms)
+            yield admitted(_visit(line, site), decoder, now_ms)
         except BadEvent as error:
             yield Unreadable(line.number, str(error))
-        else:
-            yield of_visit(visit)
 
 
 def _visit(line: Line, site: str) -> WebVisit:

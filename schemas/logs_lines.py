@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from schemas.decoding import Decoder
 from schemas.records import VisitOutcome, WebVisit
 
 _ENCODER = msgspec.json.Encoder()
@@ -38,11 +39,9 @@ class Unreadable(NamedTuple):
 LogItem = LogRecord | Unreadable
 
 
-def of_visit(visit: WebVisit) -> LogRecord:
-    """The record of a visit that a reader built."""
-    return LogRecord("visit", visit.visitor_id, visit.timestamp_ms, _ENCODER.encode(visit))
-
-
-def of_outcome(outcome: VisitOutcome) -> LogRecord:
-    """The record of an outcome that a reader built."""
-    return LogRecord("outcome", outcome.visitor_id, outcome.timestamp_ms, _ENCODER.encode(outcome))
+def admitted(record: WebVisit | VisitOutcome, decoder: Decoder, now_ms: int) -> LogRecord:
+    """The record that a reader built, ready to go, if it is one that will be read back. Raises BadEvent."""
+    value = _ENCODER.encode(record)
+    decoder.admit(record, value, now_ms)
+    kind: Literal["visit", "outcome"] = "visit" if isinstance(record, WebVisit) else "outcome"
+    return LogRecord(kind, record.visitor_id, record.timestamp_ms, value)

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 import xxhash
 
 from schemas.decoding import BadEvent, Decoder
-from schemas.logs_lines import Line, LogItem, LogRecord, Unreadable, of_outcome, of_visit
+from schemas.logs_lines import Line, LogItem, LogRecord, Unreadable, admitted
 from schemas.records import VisitOutcome, WebVisit, epoch_ms
 
 START_MS = epoch_ms(datetime(2025, 1, 1, tzinfo=UTC))
@@ -110,12 +110,10 @@ def _session(line: Line, place: int, starts_ms: int, decoder: Decoder, now_ms: i
             url=_WIKI + page,
             properties={"target": _WIKI + target, "synthetic": True},
         )
-        decoder.admit(visit, now_ms)
-        events.append((time_ms, place, position, of_visit(visit)))
+        events.append((time_ms, place, position, admitted(visit, decoder, now_ms)))
     time_ms += OUTCOME_AFTER_MS
     outcome = VisitOutcome(visitor_id=visitor_id, outcome=OUTCOME, timestamp_ms=time_ms, value=finished == "1")
-    decoder.admit(outcome, now_ms)
-    events.append((time_ms, place, len(pages) + 1, of_outcome(outcome)))
+    events.append((time_ms, place, len(pages) + 1, admitted(outcome, decoder, now_ms)))
     return events
 
 
