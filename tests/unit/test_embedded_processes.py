@@ -113,10 +113,14 @@ PARENT = """
 import sys, threading, time
 from pathlib import Path
 from deploy.processes import Child
-started = []
-starter = threading.Thread(target=lambda: started.append(Child("c", ["sleep", "60"], log=Path(sys.argv[1]))))
+log, started = Path(sys.argv[1]), []
+def start():
+    started.append(Child("c", ["sh", "-c", "echo up; exec sleep 60"], log=log))
+    while log.read_text() != "up\\n":  # the leash is worn before the program runs; no sooner may the thread end
+        time.sleep(0.01)
+starter = threading.Thread(target=start)
 starter.start(); starter.join()
-time.sleep(0.3)  # a leash that hung on the thread would have pulled by now
+time.sleep(0.3)  # a leash that hangs on the thread pulls at once
 print(started[0].pid, started[0].poll(), flush=True)
 time.sleep(60)
 """
