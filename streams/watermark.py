@@ -67,6 +67,7 @@ class _Frontier:
         self._steps.append((read_at, event_ms))
         if len(self._steps) > MAX_STEPS:
             # To forget a step is to claim that its events were read later than they were: slower, and never wrong.
+            # The older a step, the more often it was at risk, so what is recent is known best.
             self._steps = deque(list(self._steps)[::-2][::-1])  # the newest stays
 
     def read_by(self, as_of: float) -> int:

@@ -14,6 +14,7 @@ def test_nothing_is_committable_before_the_first_chunk_is_acknowledged() -> None
     chunks = DeliveredChunks()
     first, second = chunks.deliver(5, 9), chunks.deliver(12, 19)
     assert chunks.ack(second)
+    assert not chunks.ack(second), "it is acknowledged already, though it waits for the first"
     assert chunks.committable() is None
     assert chunks.in_flight == 1
     assert chunks.ack(first)
