@@ -57,12 +57,11 @@ class Learner:
         self.trained_through_ms = 0  # event time of the newest thing it learned from
         self.foreign_examples = 0  # not learned from: of a task or a row layout that is not known here
         self._features = Features(settings, len(self.tasks))
-        self._fresh()
+        self._urls, self._classifier, self._baseline = self._untaught()
 
-    def _fresh(self) -> None:
-        self._urls = URL2Vec(self.settings)
-        self._classifier = Classifier(self.settings, len(self.tasks))
-        self._baseline = Baseline(self.settings, len(self.tasks))
+    def _untaught(self) -> tuple[URL2Vec, Classifier, Baseline]:
+        tasks = len(self.tasks)
+        return URL2Vec(self.settings), Classifier(self.settings, tasks), Baseline(self.settings, tasks)
 
     @property
     def row_layout(self) -> np.dtype[np.void]:
@@ -179,20 +178,15 @@ class Learner:
         for name, mine in self._identity().items():
             if about.get(name) != mine:
                 raise CorruptSnapshot(f"this snapshot has {name} = {about.get(name)!r}, this model {mine!r}")
-        other = object.__new__(Learner)
-        other.settings, other.tasks = self.settings, self.tasks
-        other._fresh()
+        urls, classifier, baseline = self._untaught()
         try:
-            for part, model in (
-                ("urls", other._urls),
-                ("classifier", other._classifier),
-                ("baseline", other._baseline),
-            ):
-                model.load(_under(f"{part}.", arrays))
+            urls.load(_under("urls.", arrays))
+            classifier.load(_under("classifier.", arrays))
+            baseline.load(_under("baseline.", arrays))
             step, through, foreign = int(about["step"]), int(about["through"]), int(about["foreign"])
         except (ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
             raise CorruptSnapshot(f"this snapshot does not fit this model: {error}") from error
-        self._urls, self._classifier, self._baseline = other._urls, other._classifier, other._baseline
+        self._urls, self._classifier, self._baseline = urls, classifier, baseline
         self.step, self.trained_through_ms, self.foreign_examples = step, through, foreign
 
     def knows(self, url: str) -> bool:

@@ -70,7 +70,10 @@ class _Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 @dataclass(slots=True)
 class Lesson:
-    """What ONE partition teaches in one step. `names` shrinks, when its sender learns it, to those that were news."""
+    """What ONE partition teaches in one step. `names` shrinks, when its sender learns it, to those that were news.
+
+    So encode it after learning it: what is stored is then small, and enough for those who apply every lesson.
+    """
 
     steps: Steps
     names: dict[int, str]  # url_id → url

@@ -89,7 +89,8 @@ class Network:
         t = self._tensor
         level_in, page_in = t(levels).requires_grad_(), t(pages).requires_grad_()
         logits = self._logits(level_in, page_in, t(absent), t(x), t(linear))
-        chosen = logits.gather(1, t(task)[:, None])[:, 0]
+        asked = torch.nn.functional.one_hot(t(task), logits.shape[1])
+        chosen = (logits * asked).sum(dim=1)  # not gather, whose gradient has no fixed order of addition on a GPU
         loss = torch.nn.functional.binary_cross_entropy_with_logits(chosen, t(label), reduction="sum")
         gradient, level_gradient, page_gradient = torch.autograd.grad(loss, [self._theta, level_in, page_in])
         norm = gradient.norm() / len(label)

@@ -26,7 +26,7 @@ class ModelSettings:
     embedding: int = 8  # numbers a level
     page_embedding: int = 16  # numbers a page in the attention over the last pages
     hidden: int = 64
-    chunk: int = 256  # examples a gradient step
+    chunk: int = 128  # examples a gradient step: .001 of AUC better than 256, and hardly slower
     learning_rate: float = 2e-3  # Adam, dense layers
     table_rate: float = 0.05  # row-wise AdaGrad, embedding tables
     baseline_rate: float = 0.3  # River's AdaGrad
