@@ -62,7 +62,8 @@ class Classifier:
 
     def _raw(self, rows: Rows) -> F32:
         flat = rows["counts"].reshape(len(rows), CATEGORIES * self._tasks * 2)
-        return np.nan_to_num(np.concatenate([rows["numbers"], rows["cosines"], flat], axis=1, dtype=np.float32))
+        raw = np.concatenate([rows["numbers"], rows["cosines"], flat], axis=1, dtype=np.float32)
+        return np.clip(np.nan_to_num(raw), -1e4, 1e4)  # logarithms all: a larger one could only be damage
 
     def _embed(self, levels: I32, pages: I32) -> tuple[F32, F32]:
         a = np.empty((*levels.shape, self._settings.embedding), np.float32)
@@ -77,7 +78,8 @@ class Classifier:
             return np.zeros((len(rows), self._tasks), np.float32)
         levels, pages, x, linear = self._inputs(rows)
         a, p = self._embed(levels, pages)
-        logits = np.nan_to_num(self._network.score(a, p, pages == 0, x, linear)).astype(np.float64)
+        logits = self._network.score(a, p, pages == 0, x, linear).astype(np.float64)
+        logits = np.where(np.isfinite(logits), logits, linear)  # a broken network leaves the linear learner's answer
         return (1 / (1 + np.exp(-np.clip(logits, -30, 30)))).astype(np.float32)
 
     def learn(self, rows: Rows, task: NDArray[np.int32], label: F32) -> None:
