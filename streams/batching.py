@@ -15,10 +15,11 @@ answer sooner; large ones get more done. The rules, for a worker that is free:
    their time on records; shrinking further would only fall behind faster.
 
 The service time is learned from the batches themselves: a straight line through (records, seconds), old batches
-weighing less.
+weighing less, and not at all after one that took more than `SURPRISE` times the prediction, or less than its part.
 
 Pure: the clock is an argument (seconds of any clock that does not run backwards). Back-pressure beyond the batch size
-(thinning, pausing) is decided elsewhere."""
+(thinning, pausing) is decided elsewhere.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ class Task:
 
 class Asked(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """One visit, kept until the watermark has passed its last deadline. Where every task is settled only its identity
-    is kept, so that later outcomes still find the visit that they belong to."""
+    is kept, so that later outcomes still find the visit that they belong to.
+    """
 
     event_id: str
     session_id: str
@@ -102,6 +103,20 @@ class Ledger(msgspec.Struct, array_like=True, tag=1, forbid_unknown_fields=True)
         at = bisect_right(self.visits, visit.timestamp_ms, key=_TIME)
         self.visits.insert(at, visit)
         return at
+
+    def since(self, first_ms: int) -> int:
+        """How many of the visits are not older than `first_ms`."""
+        return len(self.visits) - bisect_left(self.visits, first_ms, key=_TIME)
+
+    def drop_before(self, first_ms: int) -> int:
+        """Drops the oldest visits, up to one that is not older than `first_ms` or still unanswered. Says how many."""
+        count = 0
+        for visit in self.visits:
+            if visit.open or visit.timestamp_ms >= first_ms:
+                break
+            count += 1
+        del self.visits[:count]
+        return count
 
     def between(self, first_ms: int, last_ms: int) -> Iterator[Asked]:
         """The visits from `first_ms` to `last_ms`, both included, in event time."""

@@ -22,8 +22,10 @@ Promise: as long as nothing is late, the set of (visit, task, label) and the cou
 and on the order within each, never on how the two were interleaved, on when the watermark moved or `advance` was
 called, or on a reload from the store in between.
 
-Memory: a visitor's record vanishes when the watermark has passed everything in it. Not done here: a bound on the
-pending visits of one visitor within one horizon."""
+Memory: a visitor's record vanishes when the watermark has passed everything in it. A visitor with `max_asked` visits
+within the longest horizon (a crawler) is asked no more until they have passed: its visits are counted in `unasked`,
+still show that the session of the one before continued, and otherwise leave no trace. Not bounded here: the outcomes
+of one visitor within one horizon."""
 
 from __future__ import annotations
 
@@ -39,6 +41,10 @@ from streams.matching import Answer, Asked, Heard, Ledger, Task, answer, first_a
 __all__ = ["Counts", "OutcomeJoin", "Settled", "Task"]
 
 _NEVER_MS = -(2**63)  # before any watermark
+
+# A visitor's record is written whole whenever it changed: 1,000 visits of 250 bytes, twice a second, is what one
+# crawler may cost. People make fewer visits than that within any horizon.
+MAX_ASKED = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +86,22 @@ class OutcomeJoin:
     settled, in an order that depends on nothing but the input. `counts` may be set, to go on from those in the store.
     """
 
-    def __init__(self, tasks: Sequence[Task], session_gap_ms: int) -> None:
+    def __init__(self, tasks: Sequence[Task], session_gap_ms: int, max_asked: int = MAX_ASKED) -> None:
         """Raises ValueError where two tasks share a name, or a horizon or the gap is not positive."""
         if len({task.name for task in tasks}) != len(tasks):
             raise ValueError(f"two tasks share a name: {', '.join(task.name for task in tasks)}")
         if session_gap_ms <= 0 or any(task.horizon_ms <= 0 for task in tasks if task.outcomes):
             raise ValueError("the session gap and every horizon must be positive")
         self.counts = Counts()
+        self.unasked = 0  # visits of visitors who had `max_asked` pending; since the start of this process
+        self._max_asked = max_asked
         self._gap_ms = session_gap_ms
         self._horizon_ms = {task.name: task.horizon_ms if task.outcomes else session_gap_ms for task in tasks}
         self._awaiting = [task for task in tasks if task.outcomes]
         self._following = [task.name for task in tasks if not task.outcomes]
         self._names = frozenset[str]().union(*(task.outcomes for task in tasks))
         # A visit is kept this long though all is settled, so that later outcomes are `joined` and reaches are known.
-        self._keep_ms = max((task.horizon_ms for task in self._awaiting), default=0)
+        self._keep_ms = max(self._horizon_ms.values()) if self._awaiting else 0
         self._shortest_ms = min([*self._horizon_ms.values(), self._keep_ms])
         self._watermark_ms = _NEVER_MS
         self._ledgers: dict[str, Ledger] = {}
@@ -116,6 +124,7 @@ class OutcomeJoin:
         """Asks every task in `scores` (task -> probability, baseline) of a visit that was just scored."""
         settled = self.advance(watermark_ms)
         ledger = self._ledgers.setdefault(visitor_id, Ledger([], []))
+        ledger.drop_before(self._watermark_ms - self._keep_ms)
         visit = Asked(
             event_id=event_id,
             session_id=session_id,
@@ -124,9 +133,17 @@ class OutcomeJoin:
             open={name: scores[name] for name in self._horizon_ms if name in scores},
             late=timestamp_ms < self._watermark_ms,
         )
+        is_full = self._is_full(ledger, timestamp_ms)
+        if is_full:
+            visit.open = {}
         at = ledger.insert(visit)
         if self._following:
             settled += self._follow(ledger, at)
+        if is_full:
+            del ledger.visits[at]
+            self.unasked += 1
+            self._dirty.add(visitor_id)
+            return settled
         if ledger.outcomes:
             for asked in self._reached(ledger, at):
                 settled += self._ask(ledger, asked, ledger.outcomes)
@@ -197,6 +214,15 @@ class OutcomeJoin:
     def pending_visitors(self) -> int:
         """Visitors of whom something is pending or remembered."""
         return len(self._ledgers)
+
+    def _is_full(self, ledger: Ledger, timestamp_ms: int) -> bool:
+        """Whether a visit of this time is one too many. Counts only what is there whatever the watermark has passed."""
+        if len(ledger.visits) < self._max_asked:
+            return False
+        if self._awaiting:
+            return ledger.since(timestamp_ms - self._keep_ms) >= self._max_asked
+        since_ms = timestamp_ms - self._gap_ms
+        return sum(bool(v.open) for v in ledger.visits if v.timestamp_ms >= since_ms) >= self._max_asked
 
     def _follow(self, ledger: Ledger, at: int) -> list[Settled]:
         """Settles `continues` of the visit at `at` and of the one before it. No other needs a look: where the next
@@ -283,14 +309,14 @@ class OutcomeJoin:
                 if visit.timestamp_ms + self._gap_ms < self._watermark_ms:
                     settled += self._settle(visit, name, False, visit.timestamp_ms + self._gap_ms)
         # Only now: a visit that is dropped may have been what extended a session for another.
-        kept = [v for v in ledger.visits if v.open or v.timestamp_ms + self._keep_ms >= self._watermark_ms]
+        dropped = ledger.drop_before(self._watermark_ms - self._keep_ms)
         remembered = [o for o in ledger.outcomes if o.until_ms >= self._watermark_ms]
         for outcome in ledger.outcomes:
             if outcome.until_ms < self._watermark_ms:
                 self._forget(outcome)
-        if settled or len(kept) < len(ledger.visits) or len(remembered) < len(ledger.outcomes):
+        if settled or dropped or len(remembered) < len(ledger.outcomes):
             self._dirty.add(visitor_id)
-        ledger.visits, ledger.outcomes = kept, remembered
+        ledger.outcomes = remembered
         self._schedule(visitor_id)
         return settled
 

@@ -5,7 +5,8 @@ removed: the white space around a URL, and the fragment, which no server ever se
 slashes and letter case stay as they came: on some sites they *are* the page.
 
 Promises: pure, never raises, `canonical(canonical(url)) == canonical(url)`. Does not judge whether a URL is valid;
-that is for whoever decodes the record."""
+that is for whoever decodes the record.
+"""
 
 
 def canonical(url: str) -> str:

@@ -25,7 +25,8 @@ do not outlive the process: what was read before a restart counts as read before
 takes `as_of` *before* asking the broker where the end is.
 
 Pure; bounded: the history of one input is thinned, which can hold the watermark back for one confirmation, never push
-it."""
+it.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 What an import drags in is read from `sys.modules` of a new process, so a detour over a third module is seen too. The
 sources are read as well: an import inside a function drags in nothing until it is called, and asyncio can only be
-looked for there, since libraries (torch) may import it for their own ends, which is not ours to forbid."""
+looked for there, since libraries (torch) may import it for their own ends, which is not ours to forbid.
+"""
 
 from __future__ import annotations
 

@@ -250,6 +250,26 @@ def test_a_setting_that_makes_no_sense_is_refused() -> None:
         join(Task("x", frozenset({"x"}), 0))
 
 
+def test_a_crawler_is_asked_no_more_than_the_bound_and_costs_no_more_than_that() -> None:
+    j = OutcomeJoin([BOUGHT, CONTINUES], GAP_MS, max_asked=3)
+    for i in range(50):
+        visit(j, 100 + i, f"e{i}")
+        outcome(j, 200, event_id="nobody's")
+    (blob,) = j.take_dirty().values()
+    assert blob is not None
+    assert len(blob) < 300
+    assert j.unasked == 47
+    assert labels(j.advance(END_MS)) == {(f"e{i}", "bought", False) for i in range(3)}
+
+
+def test_a_visit_that_is_not_asked_still_shows_that_the_session_continued() -> None:
+    j = OutcomeJoin([CONTINUES], GAP_MS, max_asked=1)
+    visit(j, 100, "e1")
+    assert labels(visit(j, 110, "e2")) == {("e1", "continues", True)}
+    assert labels(visit(j, 120, "e3")) == set()
+    assert labels(j.advance(END_MS)) == {("e3", "continues", False)}
+
+
 # --- all rules at once, against the slow model ----------------------------------------------------------------------
 
 
@@ -415,3 +435,18 @@ def test_one_big_step_of_the_watermark_says_the_same_in_the_same_order_as_many_s
     in_steps = [s for step_ms in sorted(steps_ms) for s in small.advance(step_ms)] + small.advance(END_MS)
     assert big.advance(END_MS) == in_steps
     assert big.counts == small.counts
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(VISITS, OUTCOMES, st.sampled_from([TASKS, (CONTINUES,), (BOUGHT,)]), st.data())
+def test_what_is_left_unasked_does_not_depend_on_the_interleaving(
+    visits: list[Visit], outcomes: list[VisitOutcome], tasks: tuple[Task, ...], data: st.DataObject
+) -> None:
+    mixed, in_turn = (OutcomeJoin(tasks, GAP_MS, max_asked=2) for _ in range(2))
+    one = [
+        s for record, watermark_ms in interleaving(data, visits, outcomes) for s in take_in(mixed, record, watermark_ms)
+    ]
+    records: list[Visit | VisitOutcome] = [*visits, *outcomes]
+    other = [s for record in records for s in take_in(in_turn, record, 0)]
+    assert labels(one + mixed.advance(END_MS)) == labels(other + in_turn.advance(END_MS))
+    assert (mixed.counts, mixed.unasked) == (in_turn.counts, in_turn.unasked)

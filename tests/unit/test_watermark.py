@@ -102,7 +102,8 @@ def test_a_negative_lateness_is_refused() -> None:
 @dataclass
 class Log:
     """Two topics and their reader. The producer keeps the one promise asked of it: no record is older, by more than the
-    lateness, than the newest written before it in either topic."""
+    lateness, than the newest written before it in either topic.
+    """
 
     lateness_ms: int
     written: dict[Input, list[tuple[int, float]]] = field(default_factory=lambda: {"visits": [], "outcomes": []})
