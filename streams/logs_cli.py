@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
 from pathlib import Path
 
 import click
@@ -134,6 +135,9 @@ def replay(
     if not debug:  # it reports every attempt to reconnect; we say it once
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     logs = _opened(files, log_format, site, limit)
+    items = _told(merged(logs, limit))
+    # Looks into every file: what is wrong with one should not have to wait for Kafka.
+    first = list(islice(items, 1))
     problems: list[Unreadable] = []
 
     with _bar(sum(log.size_bytes for log in logs)) as bar:
@@ -154,7 +158,7 @@ def replay(
 
         done = asyncio.run(
             publish(
-                _told(merged(logs, limit)),
+                chain(first, items),
                 kafka=settings.kafka,
                 visits_topic=settings.topics.visits,
                 outcomes_topic=settings.topics.outcomes,
