@@ -44,7 +44,7 @@ def ends_of(kafka: str, topic: str) -> dict[int, int]:
 
 
 def read_back(kafka: str, topic: str, sent_at_ms: list[int] | None = None) -> dict[int, list[tuple[str, bytes]]]:
-    """Partition to its records (key and value), from the first to the last there is now; their times where asked for."""
+    """Partition to its records (key and value), all that are there now; adds their times to `sent_at_ms`."""
     ends = ends_of(kafka, topic)
     found: dict[int, list[tuple[str, bytes]]] = {partition: [] for partition in ends}
     consumer = Consumer({"bootstrap.servers": kafka, "group.id": uuid.uuid4().hex, "enable.auto.commit": False})
