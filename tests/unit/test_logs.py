@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,25 @@ class TestSessions:
         assert [r for r in found if r.kind == "outcome"] == [
             r for r in whole if r.kind == "outcome" and r.visitor_id in begun
         ]
+
+    def test_wherever_the_limit_falls_only_sessions_with_a_visit_have_an_outcome(self) -> None:
+        table = [(n % 2 == 0, list("ABCDE")) for n in range(30)]
+        for limit in range(1, 150):
+            found = records(session_items(table, limit))
+            visitors = [{r.visitor_id for r in found if r.kind == kind} for kind in ("visit", "outcome")]
+            assert visitors[0] == visitors[1]
+
+    def test_a_table_is_read_no_further_than_the_sessions_that_are_open(self) -> None:
+        asked_for: list[int] = []
+
+        def table() -> Iterator[Line]:
+            for n in range(10_000):
+                asked_for.append(n)
+                yield Line(n, f"{n}\t1\tT\tA;B;C".encode())
+
+        for _ in zip(range(100), logs_sessions.read(table(), NOW_MS), strict=False):
+            pass
+        assert len(asked_for) <= 60
 
     def test_a_visit_says_that_it_is_synthetic_and_where_the_game_leads(self) -> None:
         visit = json.loads(records(session_items([(True, ["A"])]))[0].value)
