@@ -16,3 +16,12 @@ class BrokerError(Exception):
 
 class StoreError(Exception):
     """Redis refused, or holds something that cannot be used; what can pass is retried, not raised."""
+
+
+class StaleOffset(Exception):  # noqa: N818 - a verdict of the store, not a fault
+    """The store holds another position than the one this worker moved from: somebody else owns the partition now,
+    or the store lost its last writes. What was computed since is dropped and the partition is read again."""
+
+
+class Stalled(Exception):  # noqa: N818 - likewise a verdict
+    """There is lag and nothing moves: the process ends non-zero so that whoever runs it starts another."""

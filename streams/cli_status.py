@@ -1,0 +1,123 @@
+"""`url2vec status` and `url2vec wait`: where the group stands, and when it is done."""
+
+import asyncio
+import time
+
+import click
+from rich.table import Table
+
+from streams.console import Failed, options, out, print_json
+from streams.errors import BrokerError, ConfigError, Stalled, StoreError
+from streams.settings import Settings, duration_ms, resolve
+from streams.status import Status, read_status
+from streams.store import Store
+
+POLL_S = 0.2
+
+
+@click.command()
+@options()
+def status(kafka: str | None, redis: str | None, config: str | None, as_json: bool, debug: bool) -> None:
+    """Say where the group stands: lag, counters, latency, and how good the scores were. Exits 1 when it is stalled.
+
+    Counters are the group's, survive restarts, and count each source record once.
+
+    \b
+    Example:
+      url2vec status --json | jq .progressive
+    """
+    found = asyncio.run(_read(resolve(kafka, redis, config)))
+    if as_json:
+        print_json(found)
+    else:
+        out.print(table(found))
+    if found.stalled:
+        who = "no worker runs" if not found.workers else "no worker has moved for a while"
+        raise Stalled(
+            f"stalled: {found.lag:,} records wait and {who}; start one with `url2vec worker`, or look at its log"
+        )
+
+
+async def _read(settings: Settings) -> Status:
+    store = Store(settings)
+    try:
+        return await read_status(settings, store)
+    finally:
+        await store.close()
+
+
+def show(value: float | int | None, digits: int = 0) -> str:
+    """A number for people; a dash where there is none."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def table(found: Status) -> Table:
+    """The status as a table for a terminal."""
+    grid = Table(box=None, show_header=False, pad_edge=False)
+    grid.add_column(style="bold")
+    grid.add_column()
+    workers = ", ".join(f"{w.id} {w.partitions}" for w in found.workers) or "none"
+    rows = [
+        ("workers", workers),
+        ("visits per second", show(found.visits_per_second)),
+        ("lag, records", f"{show(found.lag)}  ({show(found.seconds_to_drain, 1)} s to drain)"),
+        ("visits scored", show(found.visits_scored)),
+        ("visits learned", f"{show(found.visits_learned)}  (share {found.learning_share:.3f})"),
+        ("rejected, duplicates", f"{show(found.rejected)}, {show(found.duplicates)}"),
+        ("outcomes joined, late", f"{show(found.outcomes_joined)}, {show(found.outcomes_late)}"),
+        ("examples learned", show(found.examples_learned)),
+        ("URLs with a vector", show(found.urls)),
+        ("latency p50 / p99", f"{show(found.latency_ms.p50, 1)} / {show(found.latency_ms.p99, 1)} ms"),
+        ("next URL among ten", show(found.next_url_hit_rate_at_10, 3)),
+    ]
+    for name, p in found.progressive.items():
+        rows.append(
+            (f"AUC of {name}", f"{show(p.auc, 3)} network, {show(p.baseline_auc, 3)} River  ({p.examples:,} examples)")
+        )
+        rows.append((f"log-loss of {name}", f"{show(p.logloss, 3)} network, {show(p.baseline_logloss, 3)} River"))
+    for name, value in rows:
+        grid.add_row(name, value)
+    return grid
+
+
+@click.command()
+@options()
+@click.option("--timeout", "timeout_text", default="60s", show_default=True, help="how long to wait")
+def wait(
+    kafka: str | None, redis: str | None, config: str | None, as_json: bool, debug: bool, timeout_text: str
+) -> None:
+    """Wait until all that is in the topics has been scored, learned and checkpointed; exit 1 on time-out.
+
+    \b
+    Example:
+      url2vec replay access.log && url2vec wait --timeout 5m && url2vec nearest /pricing
+    """
+    settings = resolve(kafka, redis, config)
+    began = time.monotonic()
+    found = asyncio.run(until_drained(settings, duration_ms(timeout_text) / 1000))
+    if as_json:
+        print_json(
+            {"lag": found.lag, "visits_scored": found.visits_scored, "seconds": round(time.monotonic() - began, 3)}
+        )
+
+
+async def until_drained(settings: Settings, limit_s: float) -> Status:
+    """The status once nothing waits any more. Raises Failed on time-out, ConfigError at once."""
+    store = Store(settings)
+    deadline, last = time.monotonic() + limit_s, "nothing answered"
+    try:
+        while True:
+            try:
+                found = await read_status(settings, store)
+                if found.lag == 0:
+                    return found
+                last = f"{found.lag:,} records wait" + ("" if found.workers else " and no worker runs")
+            except (BrokerError, StoreError) as error:
+                last = str(error)
+            except ConfigError:
+                raise
+            if time.monotonic() > deadline:
+                raise Failed(f"not drained after {limit_s:g} s: {last}")
+            await asyncio.sleep(POLL_S)
+    finally:
+        await store.close()

@@ -1,0 +1,163 @@
+"""Which partitions a worker owns, and where it takes them up: assignment, revocation, and logs that are not what they were.
+
+On assignment a partition stays paused until its position, its pending examples and the model have come from the store;
+then the consumer seeks to the store's offsets, whatever Kafka's own commits say. On revocation the micro-batch in hand is
+finished and checkpointed; if the store does not answer in time, the state is dropped instead, and the new owner reads
+those records again. An offset means nothing without its log: when cluster or topic are not the ones it was written for,
+what was learned stays, positions and sessions start anew, and it is said.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import msgspec
+from faust.types import TP
+
+from streams import topics as broker
+from streams.errors import ConfigError
+from streams.partition import PartitionState, Summary
+from streams.patience import AWAY, until_it_answers
+from streams.pipeline import Pipeline
+from streams.replica import MissingLessons
+from streams.store import LogIdentity, Position
+
+
+class Ownership:
+    """Hands partitions to a pipeline and takes them away again."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._settings = pipeline.settings
+        self._taking_up: asyncio.Task[None] | None = None
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ready = asyncio.Event()
+        pipeline.reread = self._reread  # type: ignore[method-assign]
+
+    async def identify(self) -> LogIdentity:
+        """The log that the two input topics are. Raises BrokerError, ConfigError when topics are missing or uneven."""
+        names, kafka = self._settings.topics, self._settings.kafka
+        facts = await asyncio.to_thread(broker.describe, kafka, names.all)
+        missing = [name for name in names.all if name not in facts]
+        if missing:
+            raise ConfigError(f"no topic {', '.join(missing)} on {kafka}: create them with `url2vec topics --create`")
+        widths = {name: facts[name].partitions for name in names.all}
+        if len(set(widths.values())) > 1:
+            listed = ", ".join(f"{name} has {width}" for name, width in widths.items())
+            raise ConfigError(f"the topics must have one partition count, but {listed}")
+        self._pipeline.partitions = range(widths[names.visits])
+        cluster = await asyncio.to_thread(broker.cluster_id, kafka)
+        return LogIdentity(cluster, facts[names.visits].topic_id, facts[names.outcomes].topic_id)
+
+    # -- assignment --------------------------------------------------------------------------------------------------
+
+    async def resume(self, tps: set[TP], generation: int) -> None:
+        """Called by the transport after a rebalance. Returns at once: the store may take its time, the group may not."""
+        await self._stop_taking_up()
+        if tps:
+            self._taking_up = asyncio.create_task(self._take_up(tps, generation), name="take-up")
+            self._taking_up.add_done_callback(self._taken_up)
+
+    async def _reread(self, tps: set[TP]) -> None:
+        # From inside a micro-batch, which holds the lock: it must end before the task can begin.
+        await self.resume(tps, self._pipeline.consumer.app.consumer_generation_id)
+
+    def _taken_up(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
+            self.failed.set_exception(error)
+
+    async def _stop_taking_up(self) -> None:
+        if self._taking_up is not None and not self._taking_up.done():
+            self._taking_up.cancel()
+            await asyncio.wait([self._taking_up])
+
+    async def _take_up(self, tps: set[TP], generation: int) -> None:
+        pipeline, names = self._pipeline, self._settings.topics
+        numbers = sorted({tp.partition for tp in tps})
+        uneven = [n for n in numbers if not {TP(names.visits, n), TP(names.outcomes, n)} <= tps]
+        assert not uneven, f"partitions {uneven} came without their twin: the assignor does not co-partition"
+        async with pipeline.lock:
+            log = await until_it_answers(self.identify, pipeline.say)
+            sound, pipeline.model_is_sound = pipeline.model_is_sound, False  # if this is cancelled, nobody knows
+            if sound:
+                others = [number for number in pipeline.partitions if number not in pipeline.states]
+                await self._catch_up(others)
+            else:
+                await pipeline.mend_model()
+            begins = await until_it_answers(lambda: pipeline.consumer.begin_offsets(tps), pipeline.say)
+            states = [await until_it_answers(lambda n=n: self._load(n, log, begins), pipeline.say) for n in numbers]
+            if pipeline.consumer.app.consumer_generation_id != generation:
+                return  # a newer rebalance has come in between, and with it another call
+            pipeline.states.update({state.number: state for state in states})
+            await pipeline.consumer.start_from(
+                {TP(names.visits, s.number): s.visits for s in states}
+                | {TP(names.outcomes, s.number): s.outcomes for s in states}
+            )
+            self.ready.set()
+
+    async def _catch_up(self, others: Sequence[int]) -> None:
+        pipeline = self._pipeline
+        try:
+            await until_it_answers(lambda: pipeline.replica.follow(others), pipeline.say)
+            pipeline.model_is_sound = True
+        except MissingLessons:
+            await pipeline.mend_model()
+
+    async def _load(self, number: int, log: LogIdentity, begins: Mapping[TP, int]) -> PartitionState:
+        store = self._pipeline.store
+        position = self._on_this_log(number, await store.position(number), log)
+        position = self._inside(number, position, begins)
+        joins = [entry async for entry in store.joins(number, position.epoch)]
+        return PartitionState(number, self._settings, position, log, joins)
+
+    def _on_this_log(self, number: int, position: Position, log: LogIdentity) -> Position:
+        if position.log is None or position.log == log:
+            return position
+        self._pipeline.say(
+            f"partition {number}: the offsets in the store belong to another log "
+            f"(cluster {position.log.cluster or '?'}, now {log.cluster or '?'}); positions and sessions start anew, what was "
+            "learned is kept"
+        )
+        summary = Summary.of(position)
+        summary.watermark = b""
+        return replace(
+            position, epoch=position.epoch + 1, visits=0, outcomes=0, summary=msgspec.msgpack.encode(summary)
+        )
+
+    def _inside(self, number: int, position: Position, begins: Mapping[TP, int]) -> Position:
+        """Offsets that the log still has; what retention deleted before it was read is gone, and is said."""
+        names = self._settings.topics
+        offsets = {}
+        for topic, offset in ((names.visits, position.visits), (names.outcomes, position.outcomes)):
+            begin = begins[TP(topic, number)]
+            if offset < begin and position.stored:
+                self._pipeline.say(
+                    f"{topic}[{number}]: {begin - offset:,} records were deleted by retention before they were read; "
+                    f"going on at offset {begin:,}"
+                )
+            offsets[topic] = max(offset, begin)
+        return replace(position, visits=offsets[names.visits], outcomes=offsets[names.outcomes])
+
+    # -- revocation --------------------------------------------------------------------------------------------------
+
+    async def revoke(self, revoked: set[TP]) -> None:
+        """Called by Faust while the rebalance waits: checkpoint what was done, then let go."""
+        pipeline = self._pipeline
+        pipeline.yielding_since = time.monotonic()
+        try:
+            await self._stop_taking_up()
+            async with pipeline.lock:
+                numbers = sorted({tp.partition for tp in revoked} & set(pipeline.states))
+                try:
+                    await pipeline.checkpoint()
+                except AWAY as error:
+                    pipeline.say(
+                        f"partitions {numbers} leave without a last checkpoint ({error}); their new owner will reprocess "
+                        "the records since the one before"
+                    )
+                    pipeline.model_is_sound = False
+                await pipeline.outbox.forget(numbers)
+                pipeline.drop(numbers)
+        finally:
+            pipeline.yielding_since = None

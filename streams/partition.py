@@ -1,0 +1,190 @@
+"""What one worker holds of one partition between two checkpoints, and how that becomes a checkpoint.
+
+Everything here is either in the store, with the offsets that produced it, or a cache of it. A `PartitionState` is used by
+one thread at a time: the pipeline hands it to the compute thread and takes it back. Visitors are read when first met and
+kept in a bounded cache; those that changed since the last checkpoint stay whatever the bound, for the store does not have
+them yet.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from models.lesson import CorruptLesson, Lesson
+from models.progressive import Progress
+from streams.outcomes import Counts, OutcomeJoin
+from streams.sessions import Visitor
+from streams.settings import Settings
+from streams.store import Checkpoint, LogIdentity, Position
+from streams.watermark import Watermark
+
+
+class Counters(msgspec.Struct):
+    """What happened to the partition's records, each source record counted once, across restarts and workers."""
+
+    visits_scored: int = 0
+    visits_learned: int = 0
+    visits_thinned: int = 0  # scored, and URL2vec was not given them: the machine was too slow
+    rejected: int = 0
+    duplicates: int = 0
+    keyless: int = 0  # accepted without a key, because the value names the visitor
+    examples_learned: int = 0  # settled pairs of visit and task
+    next_url_hits: int = 0  # visits whose URL was among the ten predicted from the URL before it
+    next_url_tries: int = 0
+
+    def add(self, other: "Counters") -> None:
+        """Take another partition's counts in."""
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Summary(msgspec.Struct):
+    """The part of a partition's state that is small and always written whole."""
+
+    counters: Counters = msgspec.field(default_factory=Counters)
+    outcomes: Counts = msgspec.field(default_factory=Counts)
+    watermark: bytes = b""
+    progress: dict[str, bytes] = msgspec.field(default_factory=dict)  # task → models.progressive.Progress
+    model_step: int = 0
+    urls: int = 0  # that the model knew
+
+    @staticmethod
+    def of(position: Position) -> "Summary":
+        """What stands in a position; an empty one where the store knows nothing."""
+        return msgspec.msgpack.decode(position.summary, type=Summary) if position.summary else Summary()
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """Next offsets to read."""
+
+    visits: int
+    outcomes: int
+
+
+class PartitionState:
+    """State of one partition in memory. Offsets are those whose effects are in it."""
+
+    def __init__(
+        self, number: int, settings: Settings, position: Position, log: LogIdentity, joins: Iterable[tuple[str, bytes]]
+    ) -> None:
+        self.number = number
+        self.position = replace(position, log=log)
+        self.settings = settings
+        summary = Summary.of(position)
+        self.counters = summary.counters
+        self.watermark = (
+            Watermark.decode(summary.watermark, settings.allowed_lateness_ms)
+            if summary.watermark
+            else Watermark(settings.allowed_lateness_ms)
+        )
+        self.progress = {
+            task.name: Progress.decode(summary.progress[task.name]) if task.name in summary.progress else Progress()
+            for task in settings.tasks
+        }
+        self.join = OutcomeJoin(settings.tasks, settings.session_gap_ms)
+        self.join.counts = summary.outcomes
+        for visitor_id, blob in joins:
+            self.join.load(visitor_id, blob)
+        self.visits, self.outcomes = position.visits, position.outcomes
+        self._visitors: OrderedDict[str, Visitor | None] = OrderedDict()
+        self._dirty: set[str] = set()
+        self._lessons: list[bytes] = []
+        self._moved = False
+
+    # -- visitors ----------------------------------------------------------------------------------------------------
+
+    def unknown(self, visitor_ids: Iterable[str]) -> list[str]:
+        """Those whose state must be read from the store before they can be scored."""
+        return [name for name in dict.fromkeys(visitor_ids) if name not in self._visitors]
+
+    def meet(self, asked: Sequence[str], found: Mapping[str, bytes]) -> None:
+        """Take in what the store knows of the visitors `asked` for; those it does not know are new."""
+        for name in asked:
+            blob = found.get(name)
+            self._visitors[name] = None if blob is None else Visitor.decode(blob)
+
+    def visitor(self, visitor_id: str) -> Visitor | None:
+        """State of a visitor that was met, None when it is new."""
+        self._visitors.move_to_end(visitor_id)
+        return self._visitors[visitor_id]
+
+    def keep(self, visitor_id: str, visitor: Visitor) -> None:
+        """Remember a visitor's new state until the next checkpoint writes it."""
+        self._visitors[visitor_id] = visitor
+        self._dirty.add(visitor_id)
+
+    # -- what the steps report ---------------------------------------------------------------------------------------
+
+    def taught(self, lesson: Lesson) -> None:
+        """Keep a lesson that the model has learned, for the checkpoint."""
+        self._lessons.append(lesson.encode())
+        self._moved = True
+
+    def read_through(self, offsets: Offsets) -> None:
+        """All records before these offsets are in the state."""
+        if (offsets.visits, offsets.outcomes) != (self.visits, self.outcomes):
+            self.visits, self.outcomes = offsets.visits, offsets.outcomes
+            self._moved = True
+
+    @property
+    def moved(self) -> bool:
+        """Whether there is anything that the store does not have."""
+        return self._moved
+
+    # -- checkpoint --------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, model_step: int, urls: int) -> Checkpoint:
+        """All that changed since the last one. `committed` must be called once the store has it."""
+        summary = Summary(
+            counters=self.counters,
+            outcomes=self.join.counts,
+            watermark=self.watermark.encode(),
+            progress={name: progress.encode() for name, progress in self.progress.items()},
+            model_step=model_step,
+            urls=urls,
+        )
+        visitors = {}
+        for name in self._dirty:
+            visitor = self._visitors[name]
+            assert visitor is not None, "a dirty visitor has a state"
+            visitors[name] = visitor.encode()
+        return Checkpoint(
+            partition=self.number,
+            expected_step=self.position.step if self.position.stored else None,
+            position=replace(
+                self.position,
+                stored=True,
+                step=self.position.step + 1,
+                visits=self.visits,
+                outcomes=self.outcomes,
+                summary=msgspec.msgpack.encode(summary),
+            ),
+            visitors=visitors,
+            joins=self.join.take_dirty(),
+            lesson=msgspec.msgpack.encode(self._lessons) if self._lessons else b"",
+        )
+
+    def committed(self, checkpoint: Checkpoint) -> None:
+        """The store has it: forget what was dirty, and let go of visitors beyond the bound."""
+        taught = bool(checkpoint.lesson)
+        self.position = replace(
+            checkpoint.position,
+            last_lesson=checkpoint.position.step if taught else checkpoint.position.last_lesson,
+        )
+        self._dirty.clear()
+        self._lessons.clear()
+        self._moved = False
+        while len(self._visitors) > self.settings.visitor_cache:
+            self._visitors.popitem(last=False)
+
+
+def lessons_of(blob: bytes) -> list[Lesson]:
+    """The lessons of one checkpoint, in the order in which they were learned. Raises CorruptLesson."""
+    try:
+        parts = msgspec.msgpack.decode(blob, type=list[bytes])
+    except msgspec.MsgspecError as error:
+        raise CorruptLesson(f"a checkpoint's lessons do not decode: {error}") from error
+    return [Lesson.decode(part) for part in parts]

@@ -1,0 +1,357 @@
+"""The flow: from record batches to scores, lessons and checkpoints. Read it downwards, as a visit passes through.
+
+    put        the agent hands over a record batch                                   (streams.transport fetched it)
+    gather     batches of all owned partitions wait until a micro-batch is worth it  (streams.batching)
+    decode     records become visits and outcomes, or rejections                     (streams.decode)
+    meet       visitors not in memory are read from the store                        (streams.partition)
+    score      sessions, one forward pass, answers                                   (streams.scoring, models)
+    emit       answers and rejections leave as record batches                        (streams.emit)
+    learn      outcomes join visits; what is settled and what was visited teaches    (streams.outcomes, models)
+    checkpoint outputs acknowledged, then state and offsets in one transaction, then the batches are acknowledged
+
+Decode, score and learn run in one compute thread; the event loop only moves bytes, so the group's heartbeats and the
+broker's acknowledgements go on while a model computes. One micro-batch is in that thread at a time, and a lock keeps
+assignment and revocation between micro-batches: state is never changed from two sides.
+
+Which partitions are owned, and where they start, is `streams.ownership`.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from aiokafka.errors import KafkaError
+from faust.types import TP
+
+from models.learner import Learner
+from streams.batching import MicroBatcher
+from streams.decode import Decoded, RecordDecoder
+from streams.emit import Outbox
+from streams.errors import BrokerError, StaleOffset
+from streams.latency import RecentDurations
+from streams.partition import Offsets, PartitionState
+from streams.patience import AWAY, until_it_answers
+from streams.replica import MissingLessons, Replica
+from streams.scoring import Answers, Steps
+from streams.settings import Settings
+from streams.store import Checkpoint, Store
+from streams.transport import BatchConsumer, Producer, RecordBatch
+
+Result = TypeVar("Result")
+
+
+class Pipeline:
+    """The steps of one worker and the state between them."""
+
+    def __init__(self, settings: Settings, store: Store, learner: Learner, say: Callable[[str], None]) -> None:
+        self.settings = settings
+        self.store = store
+        self.say = say
+        self.states: dict[int, PartitionState] = {}
+        self.lock = asyncio.Lock()
+        self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.replica = Replica(store, learner, self.compute, say)
+        self.steps = Steps(settings, learner)
+        self.partitions: Sequence[int] = ()  # all of the topic's, owned or not
+        self.model_is_sound = False  # False when the model holds lessons that the store does not
+        self.yielding_since: float | None = None  # when a rebalance began to wait for this worker
+        self.latency, self.freshness = RecentDurations(), RecentDurations()
+        self.progressed_at = time.monotonic()
+        self.visits_done = 0
+        self._decoder = RecordDecoder(settings)
+        self._batcher = MicroBatcher(settings.latency_objective_ms / 1000)
+        self._waiting: deque[tuple[Any, RecordBatch, float]] = deque()  # event, batch, when it came
+        self._records_waiting = 0
+        self._something = asyncio.Event()
+        self._stopping = False
+        self._to_ack: list[tuple[Any, int]] = []  # event, partition
+        self._processed: dict[TP, int] = {}
+        self._checkpoint_due = 0.0
+        self._snapshot_due = time.monotonic() + settings.snapshot_interval_ms / 1000
+        self._snapshot_step = 0
+        self._ends_known = False
+        self._follow_due = 0.0
+
+    def attach(self, consumer: BatchConsumer, producer: Producer) -> None:
+        """The transport's two ends, once the app has started them."""
+        self.consumer = consumer
+        self.outbox = Outbox(producer, self.say)
+
+    async def in_compute_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Run pure computation off the event loop, after whatever is already being computed."""
+        return await asyncio.get_running_loop().run_in_executor(self.compute, work, *arguments)
+
+    # -- put and gather ----------------------------------------------------------------------------------------------
+
+    def put(self, event: Any) -> None:
+        """Take a record batch from the agent. What is in flight is bounded by the transport, not here."""
+        batch: RecordBatch = event.value
+        self._waiting.append((event, batch, time.monotonic()))
+        self._records_waiting += len(batch.records)
+        self._something.set()
+
+    async def run(self) -> None:
+        """Turn micro-batches until `stop`. Raises what cannot be waited out."""
+        while not self._stopping:
+            taken = await self._gather()
+            async with self.lock:
+                try:
+                    current = [(event, batch) for event, batch in taken if self._is_mine(batch)]
+                    if current:
+                        await self._micro_batch(current)
+                    if time.monotonic() >= self._checkpoint_due:
+                        await self.checkpoint()
+                except AWAY:
+                    if self.yielding_since is None:
+                        raise
+                    # Given up for a rebalance, perhaps half-way: whoever gets the partitions starts from the store.
+                    self.drop(list(self.states))
+                    self.model_is_sound = False
+
+    def _is_mine(self, batch: RecordBatch) -> bool:
+        return batch.tp.partition in self.states and self.consumer.is_current(batch)
+
+    async def _gather(self) -> list[tuple[Any, RecordBatch]]:
+        while not self._stopping:
+            now = time.monotonic()
+            oldest = self._waiting[0][2] if self._waiting else None
+            pause_s = self._batcher.wait_s(self._records_waiting, oldest, now)
+            if self._waiting and pause_s <= 0:
+                return self._take(self._batcher.take(self._records_waiting))
+            if now >= self._checkpoint_due and self.states:
+                return []
+            until_due_s = max(0.005, self._checkpoint_due - now) if self.states else 0.5
+            self._something.clear()
+            try:
+                await asyncio.wait_for(self._something.wait(), min(until_due_s, pause_s))
+            except TimeoutError:
+                continue
+        return []
+
+    def _take(self, most: int) -> list[tuple[Any, RecordBatch]]:
+        taken, records = [], 0
+        while self._waiting and (not taken or records + len(self._waiting[0][1].records) <= most):
+            event, batch, _ = self._waiting.popleft()
+            records += len(batch.records)
+            taken.append((event, batch))
+        self._records_waiting -= records
+        return taken
+
+    # -- decode, meet, score, emit, learn ----------------------------------------------------------------------------
+
+    async def _micro_batch(self, taken: Sequence[tuple[Any, RecordBatch]]) -> None:
+        began = time.monotonic()
+        batches = [batch for _, batch in taken]
+        now_ms = int(time.time() * 1000)
+        decoded = await self.in_compute_thread(lambda: [self._decoder.decode(batch, now_ms) for batch in batches])
+        for part in decoded:
+            await self._meet(part)
+        answers = await self.in_compute_thread(self.steps.score, decoded, self.states)
+        self._emit(decoded, answers)
+        await self.in_compute_thread(self.steps.learn, decoded, answers, self.states)
+        self._read(decoded, now_ms, began)
+        for event, batch in taken:
+            self._to_ack.append((event, batch.tp.partition))
+        records = sum(len(batch.records) for batch in batches)
+        self._batcher.served(records, time.monotonic() - began)
+        self.visits_done += len(answers.prepared)
+        self.progressed_at = time.monotonic()
+
+    async def _meet(self, part: Decoded) -> None:
+        state = self.states[part.partition]
+        asked = state.unknown(part.visitor_ids())
+        if asked:
+            found = await until_it_answers(
+                lambda: self.store.visitors(state.number, state.position.epoch, asked), self.say, self.must_give_up
+            )
+            state.meet(asked, found)
+
+    def _emit(self, decoded: Sequence[Decoded], answers: Answers) -> None:
+        arrivals: dict[int, list[int]] = {}
+        for part in decoded:
+            arrivals.setdefault(part.partition, []).extend(read.arrived_ms for read in part.visits)
+            self.outbox.put(part.partition, self.settings.topics.rejected, part.rejected)
+        for number, records in answers.records.items():
+
+            def delivered(arrived: list[int] = arrivals[number]) -> None:
+                self._note(self.latency, arrived)
+
+            self.outbox.put(number, self.settings.topics.scored, records, delivered)
+
+    def _note(self, durations: RecentDurations, arrived_ms: Sequence[int]) -> None:
+        now_ms = time.time() * 1000
+        # A record's timestamp may be the event's own, of years ago: that is no latency of ours.
+        durations.add((now_ms - at for at in arrived_ms if now_ms - at < 3_600_000), time.monotonic())
+
+    def _read(self, decoded: Sequence[Decoded], now_ms: int, read_at: float) -> None:
+        visits_topic = self.settings.topics.visits
+        for part in decoded:
+            state, tp = self.states[part.partition], part.batch.tp
+            self._processed[tp] = part.batch.records[-1].offset
+            if tp.topic == visits_topic:
+                state.read_through(Offsets(part.next_offset, state.outcomes))
+                times = [read.visit.timestamp_ms for read in part.visits]
+                source = "visits"
+            else:
+                state.read_through(Offsets(state.visits, part.next_offset))
+                times = [outcome.timestamp_ms for _, outcome in part.outcomes]
+                source = "outcomes"
+            if times:
+                # A visit may claim to be from the future; it must not drag the watermark there for everybody else.
+                state.watermark.observe(source, min(max(times), now_ms), read_at)
+            self._note(self.freshness, [arrived for arrived, _ in part.outcomes] or [r.arrived_ms for r in part.visits])
+        self._ends_known = False
+
+    # -- checkpoint --------------------------------------------------------------------------------------------------
+
+    async def checkpoint(self) -> None:
+        """Put all that changed into the store, then acknowledge. Partitions that the store refuses are dropped and reread."""
+        states = list(self.states.values())
+        if states and not self._ends_known:
+            await self._look_at_ends(states)
+            await self.in_compute_thread(lambda: [self.steps.settle(state) for state in states])
+        await self._delivered(states)
+        moved = [state for state in states if state.moved]
+        refused: list[PartitionState] = []
+        if moved:
+            step, urls = self.replica.learner.step, self.replica.learner.urls
+            written = await self.in_compute_thread(lambda: [state.checkpoint(step, urls) for state in moved])
+            verdicts = await asyncio.gather(*(self._commit(part) for part in written))
+            for state, part, stored in zip(moved, written, verdicts, strict=True):
+                if stored:
+                    state.committed(part)
+                    if part.lesson:
+                        self.replica.applied[state.number] = part.position.step
+                else:
+                    refused.append(state)
+            self.progressed_at = time.monotonic()
+        self._checkpoint_due = time.monotonic() + self.settings.checkpoint_interval_ms / 1000
+        await self._acknowledge({state.number for state in refused})
+        if refused:
+            self.drop([state.number for state in refused])
+            self.model_is_sound = False
+        if self.yielding_since is None:
+            await (self._reread(refused) if refused else self._share())
+
+    async def _delivered(self, states: Sequence[PartitionState]) -> None:
+        flushed = asyncio.ensure_future(self.outbox.flushed([state.number for state in states]))
+        while not (await asyncio.wait([flushed], timeout=0.5))[0]:
+            if self.must_give_up():
+                flushed.cancel()
+                raise BrokerError("Kafka does not acknowledge the answers")
+        flushed.result()
+
+    async def _commit(self, part: Checkpoint) -> bool:
+        try:
+            await until_it_answers(lambda: self.store.commit(part), self.say, self.must_give_up)
+        except StaleOffset as error:
+            self.say(f"{error}; what was computed since is dropped and the partition is read again from the store")
+            return False
+        return True
+
+    async def _look_at_ends(self, states: Sequence[PartitionState]) -> None:
+        """Tell the watermarks which topics have been read to their end, and step over trailing markers."""
+        topics = self.settings.topics
+        as_of = time.monotonic()  # taken before asking: an end is only known as of then
+        tps = [TP(topic, state.number) for state in states for topic in (topics.visits, topics.outcomes)]
+        try:
+            ends = await asyncio.wait_for(self.consumer.end_offsets(tps), 5)
+        except (KafkaError, TimeoutError):
+            return  # asked again at the next checkpoint; until then no watermark moves past what the other topic allows
+        for state in states:
+            positions = {}
+            for source, topic, offset in (
+                ("visits", topics.visits, state.visits),
+                ("outcomes", topics.outcomes, state.outcomes),
+            ):
+                tp = TP(topic, state.number)
+                position = self.consumer.read_position(tp)
+                all_processed = self.consumer.last_delivered(tp) in {None, self._processed.get(tp)}
+                if position is not None and all_processed:
+                    offset = max(offset, position)
+                    if position >= ends[tp]:
+                        state.watermark.at_end(source, as_of)
+                positions[source] = offset
+            state.read_through(Offsets(positions["visits"], positions["outcomes"]))
+        self._ends_known = True
+
+    async def _acknowledge(self, refused: set[int]) -> None:
+        for event, number in self._to_ack:
+            if number not in refused:
+                event.message.ack(self.consumer)
+        self._to_ack.clear()
+
+    async def _reread(self, refused: Sequence[PartitionState]) -> None:
+        """These partitions moved without this worker: forget them, mend the model, and start again from the store."""
+        topics = self.settings.topics
+        tps = {TP(topic, state.number) for state in refused for topic in (topics.visits, topics.outcomes)}
+        self.consumer.pause_partitions(tps)
+        self.consumer.forget(tps)
+        await self.reread(tps)
+
+    async def reread(self, tps: set[TP]) -> None:
+        """Set by `streams.ownership`: bring these partitions back from the store."""
+        raise NotImplementedError
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Forget the state of partitions in memory."""
+        topics = self.settings.topics
+        for number in numbers:
+            self.states.pop(number, None)
+            for topic in (topics.visits, topics.outcomes):
+                self._processed.pop(TP(topic, number), None)
+        self._ends_known = False
+
+    def must_give_up(self) -> bool:
+        """Whether to stop waiting for the store, because a rebalance has waited for this worker long enough."""
+        return self.yielding_since is not None and time.monotonic() - self.yielding_since > 3.0
+
+    # -- one model among many workers --------------------------------------------------------------------------------
+
+    async def _share(self) -> None:
+        """Learn what other workers' partitions taught; keep a snapshot now and then. Absent stores are no reason to wait."""
+        now = time.monotonic()
+        if now < self._follow_due:
+            return
+        self._follow_due = now + 1.0
+        try:
+            others = [number for number in self.partitions if number not in self.states]
+            if others:
+                await self.replica.follow(others)
+            if now >= self._snapshot_due:
+                await self.snapshot()
+        except MissingLessons:
+            await self.mend_model()
+        except AWAY as error:
+            self.say(f"{error}; the model is shared again when it answers")
+
+    async def snapshot(self) -> None:
+        """Write one where this worker is the one to do it (it owns the lowest partition) and something was learned."""
+        self._snapshot_due = time.monotonic() + self.settings.snapshot_interval_ms / 1000
+        step = self.replica.learner.step
+        if min(self.partitions, default=-1) in self.states and step != self._snapshot_step and self.model_is_sound:
+            await self.replica.write_snapshot()
+            self._snapshot_step = step
+
+    async def mend_model(self) -> None:
+        """Build the model again from what is in the store."""
+        await until_it_answers(lambda: self.replica.rebuild(self.partitions), self.say, self.must_give_up)
+        self.model_is_sound = True
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Finish the micro-batch in hand, checkpoint and acknowledge; nothing is taken in after this."""
+        self._stopping = True
+        self._something.set()
+        async with self.lock:
+            self.yielding_since = self.yielding_since or time.monotonic()  # the store has three seconds to answer
+            try:
+                await asyncio.wait_for(self.checkpoint(), 6)
+                await asyncio.wait_for(self.snapshot(), 3)
+            except AWAY as error:
+                self.say(f"stopped without a last checkpoint ({error}); records since the one before are read again")
+        await self.consumer.commit()

@@ -1,0 +1,262 @@
+"""Settings: what an operator can say, where it is read from, and which sentence answers a mistake.
+
+An address comes from, in this order: the flag, the environment (`URL2VEC_KAFKA`, `URL2VEC_REDIS`, `URL2VEC_CONFIG`), the
+file (`url2vec.toml`, or `--config FILE`), a running `url2vec up`. Everything else comes from the file and has a default.
+A mistake raises `ConfigError` with one sentence that names the place. Nothing here connects to anything.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from streams.errors import ConfigError
+from streams.outcomes import Task
+
+UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+DEFAULT_FILE = "url2vec.toml"
+NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")  # what Kafka allows in the name of a topic, with room for a suffix
+
+
+def duration_ms(text: str) -> int:
+    """Milliseconds in `500ms`, `0.5s`, `30m`, `2h` or `7d`. Raises ConfigError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", text)
+    if match is None:
+        raise ConfigError(f"{text!r} is no duration: write a number and a unit (ms, s, m, h, d), as in '30m'")
+    return round(float(match[1]) * UNITS_MS[match[2]])
+
+
+class _Task(msgspec.Struct, forbid_unknown_fields=True):
+    outcomes: list[str]
+    horizon: str = "30m"
+    scope: Literal["visitor", "session"] = "visitor"
+
+
+class _Topics(msgspec.Struct, forbid_unknown_fields=True):
+    visits: str = "web-visits"
+    outcomes: str = "visit-outcomes"
+    scored: str = "scored-visits"
+    rejected: str = "rejected-visits"
+
+
+class _Features(msgspec.Struct, forbid_unknown_fields=True):
+    categorical: list[str] = []
+    numeric: list[str] = []
+    exclude: list[str] = []
+
+
+class _Model(msgspec.Struct, forbid_unknown_fields=True):
+    seed: int = 0
+    device: str = "auto"
+    dims: int = 64
+    capacity: int = 200_000
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    kafka: str | None = None
+    redis: str | None = None
+    group: str = "url2vec"
+    session_gap: str = "30m"
+    allowed_lateness: str = "1m"
+    latency_objective: str = "50ms"
+    checkpoint_interval: str = "500ms"
+    snapshot_interval: str = "30s"
+    visitor_ttl: str = "30d"
+    visitor_cache: int = 200_000
+    max_in_flight: int = 20_000
+    topics: _Topics = msgspec.field(default_factory=_Topics)
+    tasks: dict[str, _Task] = {}
+    features: _Features = msgspec.field(default_factory=_Features)
+    model: _Model = msgspec.field(default_factory=_Model)
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Names of the four topics. All have one partition count, so that a visitor's partition is the same in each."""
+
+    visits: str = "web-visits"
+    outcomes: str = "visit-outcomes"
+    scored: str = "scored-visits"
+    rejected: str = "rejected-visits"
+
+    @property
+    def all(self) -> tuple[str, str, str, str]:
+        """The four names, inputs first."""
+        return (self.visits, self.outcomes, self.scored, self.rejected)
+
+
+CONTINUES = Task(name="continues", outcomes=frozenset(), horizon_ms=30 * 60_000, scope="session")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything one worker needs to know. Durations are milliseconds, addresses are `host:port` and a `redis://` URL."""
+
+    kafka: str
+    redis: str
+    group: str = "url2vec"
+    topics: Topics = field(default_factory=Topics)
+    tasks: tuple[Task, ...] = (CONTINUES,)
+    session_gap_ms: int = 30 * 60_000
+    allowed_lateness_ms: int = 60_000  # how far apart producers' clocks may be before an outcome counts as late
+    latency_objective_ms: int = 50
+    checkpoint_interval_ms: int = 500  # bounds the duplicates after a crash; each one costs a transaction a partition
+    snapshot_interval_ms: int = 30_000  # bounds what a new worker must learn again
+    visitor_ttl_ms: int = 30 * 86_400_000
+    visitor_cache: int = 200_000  # visitors a partition keeps in memory; the others come back from the store
+    max_in_flight: int = (
+        20_000  # records read and not yet checkpointed; beyond it fetching waits and Kafka is the buffer
+    )
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "auto"
+    dims: int = 64
+    capacity: int = 200_000
+
+
+def _read(path: Path) -> _File:
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=_File)
+    except FileNotFoundError:
+        raise ConfigError(f"the settings file {path} does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}") from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ConfigError(f"the settings file {path} is wrong: {error}") from None
+
+
+def _positive(name: str, value: int, least: int = 1) -> int:
+    if value < least:
+        raise ConfigError(f"{name} is {value}: it must be at least {least}")
+    return value
+
+
+def _tasks(declared: Mapping[str, _Task], gap_ms: int) -> tuple[Task, ...]:
+    if not declared:
+        return (Task(name="continues", outcomes=frozenset(), horizon_ms=gap_ms, scope="session"),)
+    for name, task in declared.items():
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"the task name {name!r} may hold letters, digits, '.', '_' and '-' only")
+        if not task.outcomes:
+            raise ConfigError(f'the task {name!r} listens for no outcome: give it outcomes = ["…"]')
+    return tuple(
+        Task(name=name, outcomes=frozenset(task.outcomes), horizon_ms=duration_ms(task.horizon), scope=task.scope)
+        for name, task in declared.items()
+    )
+
+
+def kafka_address(text: str) -> str:
+    """`host:port[,host:port…]` with the port checked. Raises ConfigError."""
+    for part in text.split(","):
+        host, _, port = part.strip().rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ConfigError(f"the Kafka address {text!r} is not host:port[,host:port…]")
+    return ",".join(part.strip() for part in text.split(","))
+
+
+def redis_address(text: str) -> str:
+    """A `redis://`, `rediss://` or `unix://` URL; `host:port` is completed. Raises ConfigError without the password."""
+    url = text if "://" in text else f"redis://{text}/0"
+    parts = urlsplit(url)
+    try:
+        reachable = parts.port is not None or parts.hostname or parts.scheme == "unix"
+    except ValueError:
+        reachable = False
+    if parts.scheme not in {"redis", "rediss", "unix"} or not reachable:
+        raise ConfigError("the Redis address is not redis://host:port/db, rediss://… or host:port")
+    return url
+
+
+def runtime_folder() -> Path:
+    """Where a running `url2vec up` leaves its addresses: this user's own folder, so that nobody else can plant one."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "url2vec"
+
+
+class Running(msgspec.Struct):
+    """Addresses of a running `url2vec up`, as it wrote them for the other commands."""
+
+    pid: int
+    kafka: str
+    redis: str
+    web: str
+    config: str | None = None
+
+
+def running() -> Running | None:
+    """The `url2vec up` of this user that still runs, or None."""
+    try:
+        found = msgspec.json.decode((runtime_folder() / "up.json").read_bytes(), type=Running)
+        os.kill(found.pid, 0)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return found
+
+
+def resolve(
+    kafka: str | None = None,
+    redis: str | None = None,
+    config: str | None = None,
+    need: tuple[str, ...] = ("kafka", "redis"),
+) -> Settings:
+    """Settings from flags, environment, file and a running `url2vec up`; `need` names the addresses that must be known.
+
+    Raises ConfigError with one sentence. An address that is neither known nor needed is the empty string.
+    """
+    up = running()
+    path = config or os.environ.get("URL2VEC_CONFIG")
+    if path is None and Path(DEFAULT_FILE).is_file():
+        path = DEFAULT_FILE
+    kafka = kafka or os.environ.get("URL2VEC_KAFKA")
+    redis = redis or os.environ.get("URL2VEC_REDIS")
+    if path is None and up is not None and up.config and kafka in {None, up.kafka}:
+        path = up.config
+    file = _read(Path(path)) if path is not None else _File()
+    kafka = kafka or file.kafka or (up.kafka if up else None)
+    redis = redis or file.redis or (up.redis if up else None)
+    for name, value in (("kafka", kafka), ("redis", redis)):
+        if value is None and name in need:
+            raise ConfigError(
+                f"no address of {name.capitalize()}: give --{name}, set URL2VEC_{name.upper()}, or start `url2vec up`"
+            )
+    return settle(file, kafka or "", redis or "")
+
+
+def settle(file: _File, kafka: str, redis: str) -> Settings:
+    """The file's texts as numbers, each checked. Raises ConfigError."""
+    topics = Topics(file.topics.visits, file.topics.outcomes, file.topics.scored, file.topics.rejected)
+    for name in (*topics.all, file.group):
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} is no name for a topic or a group: letters, digits, '.', '_' and '-' only")
+    if len(set(topics.all)) != len(topics.all):
+        raise ConfigError("two of the four topics have the same name")
+    gap_ms = _positive("session_gap", duration_ms(file.session_gap))
+    return Settings(
+        kafka=kafka_address(kafka) if kafka else "",
+        redis=redis_address(redis) if redis else "",
+        group=file.group,
+        topics=topics,
+        tasks=_tasks(file.tasks, gap_ms),
+        session_gap_ms=gap_ms,
+        allowed_lateness_ms=duration_ms(file.allowed_lateness),
+        latency_objective_ms=_positive("latency_objective", duration_ms(file.latency_objective)),
+        checkpoint_interval_ms=_positive("checkpoint_interval", duration_ms(file.checkpoint_interval), 10),
+        snapshot_interval_ms=_positive("snapshot_interval", duration_ms(file.snapshot_interval), 100),
+        visitor_ttl_ms=_positive("visitor_ttl", duration_ms(file.visitor_ttl), 60_000),
+        visitor_cache=_positive("visitor_cache", file.visitor_cache, 100),
+        max_in_flight=_positive("max_in_flight", file.max_in_flight, 100),
+        categorical=tuple(file.features.categorical),
+        numeric=tuple(file.features.numeric),
+        exclude=tuple(file.features.exclude),
+        seed=file.model.seed,
+        device=file.model.device,
+        dims=_positive("model.dims", file.model.dims, 2),
+        capacity=_positive("model.capacity", file.model.capacity, 16),
+    )

@@ -1,0 +1,199 @@
+"""Status of the group: what the store counted, what the broker still holds, what the living workers report.
+
+Counters are sums over partitions of what was committed together with the offsets, so they count each source record once,
+survive restarts, and do not depend on any worker being alive. Lag is the distance between the topics' ends and the
+offsets in the store: what is read but not yet checkpointed is still lag.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from models.progressive import Progress
+from streams import topics as broker
+from streams.errors import ConfigError
+from streams.latency import quantile_ms
+from streams.outcomes import Counts
+from streams.partition import Counters, Summary
+from streams.settings import Settings
+from streams.store import Position, Store
+
+STALLED_AFTER_S = 15.0  # a checkpoint comes twice a second; thirty missed ones with lag are no hiccup
+
+
+class WorkerReport(msgspec.Struct):
+    """What a worker says of itself once a second."""
+
+    id: str
+    pid: int
+    host: str
+    partitions: list[int]
+    in_flight: int  # records read and not yet checkpointed
+    visits_per_second: float
+    urls: int
+    model_step: int
+    idle_s: float  # since it last scored or checkpointed anything
+    ready: bool
+    latency_counts: list[int] = []
+    freshness_counts: list[int] = []
+
+
+class WorkerStatus(msgspec.Struct):
+    """A living worker, as `status` shows it."""
+
+    id: str
+    pid: int
+    host: str
+    partitions: list[int]
+    in_flight: int
+    visits_per_second: float
+    ready: bool
+
+
+class Quantiles(msgspec.Struct):
+    """Milliseconds over the last minute; null when nothing happened."""
+
+    p50: float | None
+    p99: float | None
+
+
+class Progressive(msgspec.Struct):
+    """Metrics of one task, each example scored before it was learned. Null before both classes were seen."""
+
+    auc: float | None
+    logloss: float | None
+    baseline_auc: float | None
+    baseline_logloss: float | None
+    examples: int
+
+
+class Status(msgspec.Struct):
+    """The group at one moment; field names are the contract's."""
+
+    workers: list[WorkerStatus]
+    lag: int  # records in both input topics that are not checkpointed
+    seconds_to_drain: float | None  # null when nothing moves
+    visits_scored: int
+    visits_learned: int
+    outcomes_joined: int
+    outcomes_late: int
+    outcomes_duplicate: int
+    outcomes_unmatched: int
+    examples_learned: int
+    rejected: int
+    duplicates: int
+    keyless: int
+    learning_share: float
+    urls: int
+    model_step: int
+    latency_ms: Quantiles
+    freshness_ms: Quantiles
+    progressive: dict[str, Progressive]
+    next_url_hit_rate_at_10: float | None
+    visits_per_second: float
+    stalled: bool
+
+
+def me() -> str:
+    """This worker's id: unique among those that run."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+async def read_status(settings: Settings, store: Store) -> Status:
+    """Ask the store and the broker. Raises StoreError, BrokerError, ConfigError when topics are missing."""
+    names = (settings.topics.visits, settings.topics.outcomes)
+    facts = await asyncio.to_thread(broker.describe, settings.kafka, names)
+    if missing := [name for name in names if name not in facts]:
+        raise ConfigError(
+            f"no topic {', '.join(missing)} on {settings.kafka}: create them with `url2vec topics --create`"
+        )
+    partitions = range(min(facts[name].partitions for name in names))
+    ends = await asyncio.to_thread(broker.end_offsets, settings.kafka, [(n, p) for n in names for p in partitions])
+    cluster = await asyncio.to_thread(broker.cluster_id, settings.kafka)
+    positions = await asyncio.gather(*(store.position(p) for p in partitions))
+    reports = [msgspec.msgpack.decode(blob, type=WorkerReport) for blob in await store.reports()]
+    ids = tuple(facts[name].topic_id for name in names)
+    lag = 0
+    for partition, position in zip(partitions, positions, strict=True):
+        log = position.log
+        same = log is not None and (log.cluster, log.visits_topic, log.outcomes_topic) == (cluster, *ids)
+        read = (
+            (position.visits, position.outcomes) if same else (0, 0)
+        )  # offsets of another log say nothing of this one
+        lag += sum(max(0, ends[name, partition] - at) for name, at in zip(names, read, strict=True))
+    return gather(positions, reports, lag)
+
+
+def gather(positions: Sequence[Position], reports: Sequence[WorkerReport], lag: int) -> Status:
+    """Add partitions and workers up."""
+    counters, outcomes, progress, step, urls = Counters(), Counts(), dict[str, Progress](), 0, 0
+    for position in positions:
+        summary = Summary.of(position)
+        counters.add(summary.counters)
+        outcomes = outcomes + summary.outcomes
+        step, urls = max(step, summary.model_step), max(urls, summary.urls)
+        for task, blob in summary.progress.items():
+            progress.setdefault(task, Progress()).merge(Progress.decode(blob))
+    rate = sum(report.visits_per_second for report in reports)
+    stalled = lag > 0 and all(report.idle_s > STALLED_AFTER_S for report in reports)
+    originals = counters.visits_scored - counters.duplicates
+    return Status(
+        workers=[
+            WorkerStatus(r.id, r.pid, r.host, r.partitions, r.in_flight, round(r.visits_per_second, 1), r.ready)
+            for r in sorted(reports, key=lambda r: r.id)
+        ],
+        lag=lag,
+        seconds_to_drain=0.0 if not lag else round(lag / rate, 1) if rate else None,
+        visits_scored=counters.visits_scored,
+        visits_learned=counters.visits_learned,
+        outcomes_joined=outcomes.joined,
+        outcomes_late=outcomes.late,
+        outcomes_duplicate=outcomes.duplicate,
+        outcomes_unmatched=outcomes.unmatched,
+        examples_learned=counters.examples_learned,
+        rejected=counters.rejected,
+        duplicates=counters.duplicates,
+        keyless=counters.keyless,
+        learning_share=round(counters.visits_learned / originals, 4) if originals else 1.0,
+        urls=max([urls, *(report.urls for report in reports)]),
+        model_step=max([step, *(report.model_step for report in reports)]),
+        latency_ms=_quantiles([report.latency_counts for report in reports]),
+        freshness_ms=_quantiles([report.freshness_counts for report in reports]),
+        progressive={task: _progressive(kept) for task, kept in progress.items()},
+        next_url_hit_rate_at_10=(
+            round(counters.next_url_hits / counters.next_url_tries, 4) if counters.next_url_tries else None
+        ),
+        visits_per_second=round(rate, 1),
+        stalled=stalled,
+    )
+
+
+def _quantiles(histograms: Sequence[Sequence[int]]) -> Quantiles:
+    total = [sum(column) for column in zip(*histograms, strict=True)]
+    return Quantiles(quantile_ms(total, 0.5), quantile_ms(total, 0.99))
+
+
+def _progressive(kept: Progress) -> Progressive:
+    return Progressive(
+        auc=_finite(kept.auc()),
+        logloss=_finite(kept.logloss()),
+        baseline_auc=_finite(kept.baseline_auc()),
+        baseline_logloss=_finite(kept.baseline_logloss()),
+        examples=kept.n,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or value != value else round(value, 4)
+
+
+def report_of(idle_since: float, **fields: object) -> bytes:
+    """A worker's report, encoded for the store."""
+    report = WorkerReport(
+        id=me(), pid=os.getpid(), host=socket.gethostname(), idle_s=time.monotonic() - idle_since, **fields
+    )  # type: ignore[arg-type]
+    return msgspec.msgpack.encode(report)

@@ -1,0 +1,313 @@
+"""Redis, by one rule: everything of a Kafka partition lives in one hash slot, with the offsets that produced it.
+
+The rule, and what follows from it
+----------------------------------
+A checkpoint of a partition is one transaction: sessions, pending examples, counters, what was learned, and the next
+offsets of both topics move together or not at all. It is a compare-and-set: the store must still hold the `step` that the
+worker moved from, else `StaleOffset`. So
+
+* after a crash a worker resumes at exactly the records whose effects are not in the state;
+* a worker that lost its partition and does not know it yet (a long pause, a cut network) is refused, with no clock and no
+  lock service involved;
+* a store that lost its last writes (a failover, a second of its log) holds an older step; the worker is refused too,
+  reads the state that is there, and reads the records after it again.
+
+A commit whose answer was lost (the connection broke during EXEC) is asked about before it is tried again: the store
+remembers the `writer` of its last step.
+
+Keys, all with a time to live, T = `{<visits topic>-<group>:<partition>}`
+------------------------------------------------------------------------
+url2vec:T:position            hash    step, offsets, identity of the log, writer, summary
+url2vec:T:visitors:<e>:<g>    hash    visitor → session state; g counts times to live: a visitor is written to the newest
+                                      generation and read from the newest two, so that a visitor who stays away expires with
+                                      its whole generation, without a time to live per visitor (Redis 6 and 7 have none)
+url2vec:T:joins:<e>           hash    visitor → scored visits whose outcome is not known yet
+url2vec:T:lessons             stream  what the partition taught, one entry a step; other workers and new ones learn it
+<e>, the epoch, counts how often the topic was made anew: offsets, sessions and pending examples belong to a log and start
+afresh with it; what was learned, and the counters, stay.
+"""
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import redis.asyncio
+from redis.exceptions import RedisError, WatchError
+
+from streams.errors import StaleOffset, StoreError
+from streams.settings import Settings
+
+NAMESPACE = "url2vec"
+
+
+class LogIdentity(msgspec.Struct, frozen=True):
+    """Which log the offsets belong to: an offset means nothing without it."""
+
+    cluster: str
+    visits_topic: str
+    outcomes_topic: str
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a partition stands. `step` counts its checkpoints; `stored` is False when the store knows nothing of it."""
+
+    stored: bool = False
+    step: int = 0
+    epoch: int = 0
+    visits: int = 0  # next offset to read of web-visits
+    outcomes: int = 0  # next offset to read of visit-outcomes
+    log: LogIdentity | None = None
+    last_lesson: int = 0  # the step whose lesson is the newest in the stream
+    summary: bytes = b""  # counters, watermark and progressive metrics, as the pipeline encodes them
+
+
+@dataclass
+class Checkpoint:
+    """What one step of a partition writes: `position` is the new one, `expected_step` what the store must hold (None: nothing)."""
+
+    partition: int
+    expected_step: int | None
+    position: Position
+    visitors: Mapping[str, bytes] = field(default_factory=dict)
+    joins: Mapping[str, bytes | None] = field(default_factory=dict)  # None deletes
+    lesson: bytes = b""
+
+
+@dataclass(frozen=True)
+class LessonEntry:
+    """One entry of a partition's stream of lessons. `after` is the step of the entry before it."""
+
+    step: int
+    after: int
+    blob: bytes
+
+
+class Store:
+    """One connection pool to Redis. Every method raises StoreError when Redis is away or refuses."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.writer = uuid.uuid4().hex
+        self._ttl_ms = settings.visitor_ttl_ms * 2
+        self.client = redis.asyncio.Redis.from_url(
+            settings.redis, socket_timeout=10, socket_connect_timeout=3, health_check_interval=15, max_connections=64
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.aclose()
+
+    def key(self, partition: int | str, *parts: object) -> str:
+        """The key of something of a partition, or of the whole group's (`partition` = 'model', 'workers')."""
+        tag = f"{{{self.settings.topics.visits}-{self.settings.group}:{partition}}}"
+        return ":".join([NAMESPACE, tag, *map(str, parts)])
+
+    async def ping(self) -> None:
+        """Raises StoreError when Redis does not answer."""
+        try:
+            await self.client.ping()
+        except RedisError as error:
+            raise StoreError(f"Redis does not answer: {_reason(error)}") from error
+
+    # -- a partition -------------------------------------------------------------------------------------------------
+
+    async def position(self, partition: int) -> Position:
+        """Where the partition stands."""
+        try:
+            found = await self.client.hgetall(self.key(partition, "position"))
+            if not found:
+                last = await self.client.xrevrange(self.key(partition, "lessons"), count=1)
+                # Lessons outlive a position that somebody deleted: steps go on after them, for a stream's ids only grow.
+                step = _step(last[0][0]) if last else 0
+                return Position(step=step, last_lesson=step)
+        except RedisError as error:
+            raise StoreError(f"the position of partition {partition} cannot be read: {_reason(error)}") from error
+        return Position(
+            stored=True,
+            step=int(found[b"step"]),
+            epoch=int(found[b"epoch"]),
+            visits=int(found[b"visits"]),
+            outcomes=int(found[b"outcomes"]),
+            log=msgspec.json.decode(found[b"log"], type=LogIdentity),
+            last_lesson=int(found[b"last_lesson"]),
+            summary=found[b"summary"],
+        )
+
+    async def joins(self, partition: int, epoch: int) -> AsyncIterator[tuple[str, bytes]]:
+        """Every visitor of the partition with scored visits whose outcome is not known yet."""
+        try:
+            async for visitor, blob in self.client.hscan_iter(self.key(partition, "joins", epoch), count=1_000):
+                yield visitor.decode(), blob
+        except RedisError as error:
+            raise StoreError(f"pending examples of partition {partition} cannot be read: {_reason(error)}") from error
+
+    async def visitors(self, partition: int, epoch: int, names: Sequence[str]) -> dict[str, bytes]:
+        """State of those of `names` that the store knows."""
+        found: dict[str, bytes] = {}
+        missing = list(names)
+        newest = self._generation()
+        try:
+            for generation in (newest, newest - 1):
+                if not missing:
+                    break
+                blobs = await self.client.hmget(self.key(partition, "visitors", epoch, generation), missing)
+                found.update({name: blob for name, blob in zip(missing, blobs, strict=True) if blob is not None})
+                missing = [name for name in missing if name not in found]
+        except RedisError as error:
+            raise StoreError(f"visitors of partition {partition} cannot be read: {_reason(error)}") from error
+        return found
+
+    def _generation(self) -> int:
+        return int(time.time() * 1000) // self.settings.visitor_ttl_ms
+
+    async def commit(self, checkpoint: Checkpoint) -> None:
+        """Move the partition's state and offsets in one step.
+
+        Raises StaleOffset when the store does not hold `checkpoint.expected_step`, StoreError when Redis is away: then the
+        same checkpoint may be committed again, and is recognised if it had arrived after all.
+        """
+        partition, to = checkpoint.partition, checkpoint.position
+        key = self.key(partition, "position")
+        try:
+            async with self.client.pipeline(transaction=True) as pipe:
+                await pipe.watch(key)
+                held, writer = await pipe.hmget(key, ["step", "writer"])  # type: ignore[misc]
+                step = None if held is None else int(held)
+                if step == to.step and writer == self.writer.encode():
+                    return  # it had arrived: only the answer was lost
+                if step != checkpoint.expected_step:
+                    raise StaleOffset(
+                        f"partition {partition}: the store is at step {step}, this worker came from {checkpoint.expected_step}"
+                    )
+                pipe.multi()
+                self._write(pipe, checkpoint)
+                await pipe.execute()
+        except WatchError as error:
+            raise StaleOffset(f"partition {partition} moved while its checkpoint was written") from error
+        except RedisError as error:
+            raise StoreError(f"the checkpoint of partition {partition} cannot be written: {_reason(error)}") from error
+
+    def _write(self, pipe: "redis.asyncio.client.Pipeline", checkpoint: Checkpoint) -> None:
+        partition, to = checkpoint.partition, checkpoint.position
+        keys = {self.key(partition, "position"), self.key(partition, "joins", to.epoch), self.key(partition, "lessons")}
+        if checkpoint.visitors:
+            key = self.key(partition, "visitors", to.epoch, self._generation())
+            pipe.hset(key, mapping=dict(checkpoint.visitors))
+            keys.add(key)
+        joins = self.key(partition, "joins", to.epoch)
+        if kept := {name: blob for name, blob in checkpoint.joins.items() if blob is not None}:
+            pipe.hset(joins, mapping=kept)
+        if gone := [name for name, blob in checkpoint.joins.items() if blob is None]:
+            pipe.hdel(joins, *gone)
+        last_lesson = to.last_lesson
+        if checkpoint.lesson:
+            entry = {"lesson": checkpoint.lesson, "after": to.last_lesson}
+            pipe.xadd(self.key(partition, "lessons"), entry, id=f"{to.step}-0")  # type: ignore[arg-type]
+            last_lesson = to.step
+        assert to.log is not None, "a checkpoint knows its log"
+        pipe.hset(
+            self.key(partition, "position"),
+            mapping={
+                "step": to.step,
+                "epoch": to.epoch,
+                "visits": to.visits,
+                "outcomes": to.outcomes,
+                "log": msgspec.json.encode(to.log),
+                "last_lesson": last_lesson,
+                "summary": to.summary,
+                "writer": self.writer,
+            },
+        )
+        for key in keys:
+            pipe.pexpire(key, self._ttl_ms)
+
+    # -- lessons and snapshots ---------------------------------------------------------------------------------------
+
+    async def lessons(self, partition: int, after: int, limit: int = 100) -> list[LessonEntry]:
+        """Lessons of a partition after a step, oldest first, at most `limit` of them."""
+        try:
+            rows = await self.client.xrange(self.key(partition, "lessons"), min=f"({after}-0", count=limit)
+        except RedisError as error:
+            raise StoreError(f"the lessons of partition {partition} cannot be read: {_reason(error)}") from error
+        return [LessonEntry(_step(id_), int(row[b"after"]), row[b"lesson"]) for id_, row in rows]
+
+    async def trim_lessons(self, through: Mapping[int, int]) -> None:
+        """Delete lessons that two snapshots hold: `through` maps a partition to the last step not needed any more."""
+        try:
+            async with self.client.pipeline(transaction=False) as pipe:
+                for partition, step in through.items():
+                    pipe.xtrim(self.key(partition, "lessons"), minid=f"{step + 1}-0", approximate=False)
+                await pipe.execute()
+        except RedisError as error:
+            raise StoreError(f"lessons cannot be trimmed: {_reason(error)}") from error
+
+    async def write_snapshot(self, blob: bytes, stamp: Mapping[int, int]) -> None:
+        """Keep a snapshot of the model beside the one before it. `stamp` says which step of each partition it holds."""
+        key = self.key("model", "snapshot")
+        created_ms = int(time.time() * 1000)
+        try:
+            async with self.client.pipeline(transaction=True) as pipe:
+                pipe.lpush(key, msgspec.msgpack.encode((created_ms, dict(stamp), blob)))
+                pipe.ltrim(key, 0, 1)
+                pipe.pexpire(key, self._ttl_ms)
+                await pipe.execute()
+        except RedisError as error:
+            raise StoreError(f"the snapshot of {len(blob):,} bytes cannot be written: {_reason(error)}") from error
+
+    async def snapshots(self) -> list[tuple[int, dict[int, int], bytes]]:
+        """The snapshots that are kept, newest first: (created, epoch ms; step of each partition; bytes)."""
+        try:
+            rows = await self.client.lrange(self.key("model", "snapshot"), 0, -1)
+        except RedisError as error:
+            raise StoreError(f"the snapshot cannot be read: {_reason(error)}") from error
+        found = []
+        for row in rows:
+            try:
+                found.append(msgspec.msgpack.decode(row, type=tuple[int, dict[int, int], bytes]))
+            except msgspec.MsgspecError:
+                continue  # torn or foreign: the one before it serves, and the caller says which it used
+        return found
+
+    # -- who works ---------------------------------------------------------------------------------------------------
+
+    async def beat(self, worker: str, report: bytes, alive_for_s: float = 10.0) -> None:
+        """Say that a worker lives, with its report; it counts as gone when it says nothing for `alive_for_s`."""
+        index, now = self.key("workers", "index"), time.time()
+        try:
+            async with self.client.pipeline(transaction=False) as pipe:
+                pipe.set(self.key("workers", worker), report, px=int(alive_for_s * 1000))
+                pipe.zadd(index, {worker: now})
+                pipe.zremrangebyscore(index, 0, now - 60)
+                pipe.pexpire(index, self._ttl_ms)
+                await pipe.execute()
+        except RedisError as error:
+            raise StoreError(f"the worker's report cannot be written: {_reason(error)}") from error
+
+    async def leave(self, worker: str) -> None:
+        """Say that a worker has stopped in order."""
+        try:
+            await self.client.delete(self.key("workers", worker))
+            await self.client.zrem(self.key("workers", "index"), worker)
+        except RedisError as error:
+            raise StoreError(f"the worker's report cannot be deleted: {_reason(error)}") from error
+
+    async def reports(self) -> list[bytes]:
+        """Reports of the workers that live."""
+        try:
+            names: Iterable[bytes] = await self.client.zrange(self.key("workers", "index"), 0, -1)
+            keys = [self.key("workers", name.decode()) for name in names]
+            return [blob for blob in await self.client.mget(keys) if blob is not None] if keys else []
+        except RedisError as error:
+            raise StoreError(f"the workers' reports cannot be read: {_reason(error)}") from error
+
+
+def _step(stream_id: bytes) -> int:
+    return int(stream_id.split(b"-", 1)[0])
+
+
+def _reason(error: RedisError) -> str:
+    """What Redis or the connection said, without anything of the URL (which may hold a password)."""
+    return str(error).split(" connecting to ")[0].strip() or type(error).__name__

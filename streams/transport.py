@@ -1,0 +1,345 @@
+"""A Faust transport whose unit is the record batch: one Faust message is a run of consecutive records of one partition.
+
+Stock Faust hands an agent one record at a time, at 75 to 100 µs each whatever the agent does. Here a message's value is
+the list of records that one poll returned for one partition, so that cost is paid once per batch. Everything else stays
+Faust's: consumer groups, rebalance, lifecycle. Registered under the entry-point group `faust.transports` as `batches`,
+so a broker URL `batches://host:port` selects it.
+
+What this file promises
+-----------------------
+* A batch holds records of one partition, in offset order. Gaps between offsets (compaction, transaction markers) are
+  normal and never hold a commit back.
+* The committed offset of a partition never passes a batch that is not acknowledged, in whatever order acknowledgements
+  come (`streams.offsets`). Stock Faust's `_new_offset` can; here it is replaced.
+* Where to resume is not Kafka's business: `perform_seek` asks `resume`, a callback, which seeks and resumes partitions
+  itself. Until it has, a partition stays paused and nothing of it is read.
+* Batches fetched under an older generation of the group are dropped: their partition may be somebody else's by now.
+* At most `max_in_flight` records are read and not yet acknowledged; beyond it nothing is fetched, below half of it
+  fetching goes on. Heartbeats come from another thread and do not stop.
+* Both inputs are co-partitioned: the range assignor gives partition p of each topic to the same member.
+
+What it does not do: decode, retry, or remember anything across a restart.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaError
+from faust.serializers.schemas import Schema
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, ConsumerMessage
+
+from streams.offsets import DeliveredChunks
+
+Resume = Callable[[set[TP], int], Awaitable[None]]
+
+# A batch of this many records is large enough to make the cost per batch invisible (75 µs / 2,000) and small enough that
+# decoding one does not hold the event loop for long.
+MAX_POLL_RECORDS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """Consecutive records of one partition, as one poll returned them, none of them decoded."""
+
+    tp: TP
+    records: Sequence[Any]  # aiokafka records: offset, timestamp (ms), key, value, headers
+    generation: int  # of the consumer group, when they were fetched
+    token: int  # tells this delivery from one of the same offsets before a seek
+
+
+class BatchSchema(Schema):  # type: ignore[misc]
+    """Gives the agent the batch as it was fetched: `event.value` is a RecordBatch."""
+
+    def compile(
+        self,
+        app: Any,
+        *,
+        on_key_decode_error: Any = None,
+        on_value_decode_error: Any = None,
+        default_propagate: bool = False,
+    ) -> Callable[..., Awaitable[Any]]:
+        """See faust.serializers.schemas.Schema.compile."""
+        create_event = app.create_event
+
+        async def decode(message: Any, *, propagate: bool = default_propagate) -> Any:
+            return create_event(None, message.value, None, message)
+
+        return decode
+
+
+class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """The driver's consumer thread, with a co-partitioning assignor and polls that say how far they have read."""
+
+    def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
+        conf = self.app.conf
+        self._assignor = RangePartitionAssignor
+        return AIOKafkaConsumer(
+            client_id=conf.broker_client_id,
+            group_id=conf.id,
+            bootstrap_servers=driver.server_list(transport.url, transport.default_port),
+            partition_assignment_strategy=[RangePartitionAssignor],
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=MAX_POLL_RECORDS,
+            # Waiting for the store is not a reason to leave the group; a worker that is stuck ends itself instead.
+            max_poll_interval_ms=86_400_000,
+            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            fetch_max_wait_ms=500,
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+            session_timeout_ms=int(conf.broker_session_timeout * 1000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
+            metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
+            connections_max_idle_ms=conf.consumer_connections_max_idle_ms,
+            **driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
+        )
+
+    async def _fetch_records(
+        self,
+        consumer: AIOKafkaConsumer,
+        active_partitions: set[TP],
+        timeout: float | None = None,
+        max_records: int | None = None,
+    ) -> Mapping[TP, Sequence[Any]]:
+        records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
+        # No await stands between the poll and this line, so the positions are exactly those after these records. They
+        # are what lets the end of a partition be recognised when its last offsets hold markers and no records.
+        self.consumer.note_positions(self._positions(consumer, active_partitions))
+        return records  # type: ignore[no-any-return]
+
+    def _positions(self, consumer: AIOKafkaConsumer, tps: Iterable[TP]) -> dict[TP, int]:
+        assignment = consumer._subscription.subscription and consumer._subscription.subscription.assignment
+        if not assignment:
+            return {}
+        found = {}
+        for tp in tps:
+            if tp in assignment.tps:
+                state = assignment.state_value(tp)
+                if state is not None and state.has_valid_position:
+                    found[tp] = state.position
+        return found
+
+
+class BatchConsumer(driver.Consumer):  # type: ignore[misc]
+    """Consumer of record batches. `resume` is set by the pipeline before the app starts."""
+
+    consumer_stopped_errors: ClassVar[tuple[type[BaseException], ...]] = driver.Consumer.consumer_stopped_errors
+    max_in_flight: int = 20_000  # records; the worker sets it from its settings
+    resume: Resume | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._chunks: defaultdict[TP, DeliveredChunks] = defaultdict(DeliveredChunks)
+        self._unacked_records: dict[tuple[TP, int], int] = {}
+        self._in_flight = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._noted: dict[TP, int] = {}
+        self._read: dict[TP, int] = {}
+        super().__init__(*args, **kwargs)
+
+    def _new_consumer_thread(self) -> BatchConsumerThread:
+        return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    # -- fetching ----------------------------------------------------------------------------------------------------
+
+    def is_current(self, batch: RecordBatch) -> bool:
+        """False for a batch fetched before a rebalance or a seek: it will be, or was, delivered again."""
+        return (batch.tp, batch.token) in self._unacked_records
+
+    @property
+    def in_flight(self) -> int:
+        """Records delivered and not yet acknowledged."""
+        return self._in_flight
+
+    def note_positions(self, positions: dict[TP, int]) -> None:
+        """Called by the consumer thread after a poll, before its records reach `getmany`."""
+        self._noted = positions
+
+    def read_position(self, tp: TP) -> int | None:
+        """The next offset to fetch, once every record before it was delivered to the agent; None before the first poll."""
+        return self._read.get(tp)
+
+    def last_delivered(self, tp: TP) -> int | None:
+        """The last offset handed to the agent since the last seek, None where there was none."""
+        return self._chunks[tp].last_delivered
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
+        """Poll once; yield one message per partition that had records."""
+        if not await self._wait_for_room(timeout):
+            return
+        generation = self.app.consumer_generation_id
+        records, _ = await self._wait_next_records(timeout)
+        if records is None or self.should_stop or not self.flow_active:
+            return  # what was fetched is fetched again after the seek that ends the rebalance
+        positions = self._noted
+        for tp, batch in records.items():
+            if not self.flow_active or self.app.consumer_generation_id != generation:
+                return
+            if batch:
+                yield TP(tp.topic, tp.partition), self._deliver(TP(tp.topic, tp.partition), batch, generation)
+        self._read.update(positions)
+
+    def _deliver(self, tp: TP, records: Sequence[Any], generation: int) -> ConsumerMessage:
+        first, last = records[0], records[-1]
+        token = self._chunks[tp].deliver(first.offset, last.offset)
+        batch = RecordBatch(tp, records, generation, token)
+        self._unacked_records[tp, token] = len(records)
+        self._in_flight += len(records)
+        if self._in_flight >= self.max_in_flight:
+            self._room.clear()
+        self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+        return ConsumerMessage(
+            tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type,
+            None, None, batch, None, 0, 0, tp, generation_id=generation,
+        )  # fmt: skip
+
+    async def _wait_for_room(self, timeout: float) -> bool:
+        if self._room.is_set():
+            return True
+        try:
+            await asyncio.wait_for(self._room.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _wait_next_records(self, timeout: float) -> tuple[Any, Any]:
+        # Stock code sleeps a whole second when no partition is active, which is what every partition is while the store
+        # is asked where to resume. A tenth keeps the first score early and costs nothing.
+        if self.flow_active and not self._get_active_partitions():
+            await self.sleep(min(timeout, 0.1))
+            return {}, None
+        return await super()._wait_next_records(timeout)  # type: ignore[no-any-return]
+
+    # -- acknowledge and commit --------------------------------------------------------------------------------------
+
+    def ack(self, message: ConsumerMessage) -> bool:
+        """Mark a batch as done. A batch of an older generation, or from before a seek, counts for nothing."""
+        acked: bool = super().ack(message)
+        batch: RecordBatch = message.value
+        records = self._unacked_records.pop((batch.tp, batch.token), None)
+        if records is not None:
+            self._chunks[batch.tp].ack(batch.token)
+            self._release(records)
+        return acked
+
+    def _release(self, records: int) -> None:
+        self._in_flight -= records
+        if self._in_flight <= self.max_in_flight // 2:
+            self._room.set()
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        return  # batches know the offsets they end at: a gap is nothing to wait for
+
+    def _new_offset(self, tp: TP) -> int | None:
+        """The offset to commit: just after the longest run of acknowledged batches, or None when it has not moved."""
+        self._acked[tp].clear()
+        self._acked_index[tp].clear()
+        return self._chunks[tp].committable()
+
+    # -- rebalance and seek ------------------------------------------------------------------------------------------
+
+    def forget(self, tps: Iterable[TP]) -> None:
+        """Drop what is known of these partitions' batches; acknowledgements of them will count for nothing."""
+        for tp in tps:
+            self._chunks[tp].forget()
+            self._read.pop(tp, None)
+            self._acked.pop(tp, None)
+            self._acked_index.pop(tp, None)
+            self._committed_offset.pop(tp, None)
+            for key in [key for key in self._unacked_records if key[0] == tp]:
+                self._release(self._unacked_records.pop(key))
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Lets the pipeline finish (Faust's signal), then forgets."""
+        try:
+            await super().on_partitions_revoked(revoked)
+        finally:
+            self.forget(revoked)
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Starts from nothing: every offset of the former assignment is void."""
+        self.forget(set(self._chunks) | set(assigned))
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    async def perform_seek(self) -> None:
+        """After a rebalance: seek to where the store says, or, without a `resume` callback, to Kafka's commits."""
+        assigned = self.assignment()
+        self.forget(assigned)
+        if self.resume is None:
+            await super().perform_seek()
+            return
+        self.pause_partitions(assigned)
+        await self.resume(assigned, self.app.consumer_generation_id)
+
+    async def start_from(self, offsets: Mapping[TP, int]) -> None:
+        """Seek these partitions and let them flow. Called by the pipeline once it knows their state."""
+        for tp, offset in offsets.items():
+            self.forget([tp])
+            await self._thread.call_thread(self._seek_now, tp, offset)
+            self._read_offset[tp] = None
+            self._read[tp] = offset
+        self.resume_partitions(offsets)
+
+    async def _seek_now(self, tp: TP, offset: int) -> None:
+        self._thread._ensure_consumer().seek(TopicPartition(tp.topic, tp.partition), offset)
+
+    async def end_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """Ends of these partitions, asked of the broker now. Raises KafkaError."""
+        wanted = [TopicPartition(tp.topic, tp.partition) for tp in tps]
+        found = await self._thread.call_thread(self._thread._ensure_consumer().end_offsets, wanted)
+        return {TP(tp.topic, tp.partition): offset for tp, offset in found.items()}
+
+    async def begin_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """First offsets that these partitions still hold, asked of the broker now. Raises KafkaError."""
+        wanted = [TopicPartition(tp.topic, tp.partition) for tp in tps]
+        found = await self._thread.call_thread(self._thread._ensure_consumer().beginning_offsets, wanted)
+        return {TP(tp.topic, tp.partition): offset for tp, offset in found.items()}
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's own detectors judge single records; the pipeline's watchdog judges progress instead."""
+
+
+class Producer(driver.Producer):  # type: ignore[misc]
+    """Produces whole record batches, in order per partition."""
+
+    # Kafka refuses requests over 1 MB (`max.request.size`, `message.max.bytes`); headers and framing need some room.
+    MAX_BATCH_BYTES = 900_000
+
+    def pack(self, records: Iterable[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]]) -> list[Any]:
+        """Record batches, closed and ready to send, holding (key, value, headers) in order."""
+        batches = []
+        builder, count = self._producer.create_batch(), 0
+        for key, value, headers in records:
+            # append answers None when the batch is full: start the next one rather than lose the record.
+            while builder.append(key=key, value=value, timestamp=None, headers=headers) is None:
+                if not count:
+                    raise ValueError(f"a record of {len(value or b'')} bytes fits no batch")
+                builder.close()
+                batches.append(builder)
+                builder, count = self._producer.create_batch(), 0
+            count += 1
+        if count:
+            builder.close()
+            batches.append(builder)
+        return batches
+
+    async def send(self, batch: Any, topic: str, partition: int) -> None:
+        """Send one packed batch and wait until it is acknowledged. Raises KafkaError."""
+        await (await self._producer.send_batch(batch, topic, partition=partition))
+
+
+class Transport(driver.Transport):  # type: ignore[misc]
+    """`batches://host:port`: the aiokafka driver with record batches as messages."""
+
+    Consumer: ClassVar[type[BatchConsumer]] = BatchConsumer
+    Producer: ClassVar[type[Producer]] = Producer
+    driver_version = f"batches over {driver.Transport.driver_version}"
+
+
+__all__ = ["BatchConsumer", "BatchSchema", "KafkaError", "Producer", "Transport"]
