@@ -7,6 +7,7 @@ are imported inside the commands that need them, so that `--help` and `status` a
 
 import asyncio
 import importlib
+import logging
 import sys
 
 import click
@@ -62,6 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point: runs a command and turns what it raises into a sentence and an exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    if not debug:
+        # The clients' own lines repeat, once per attempt, what a command says in one sentence.
+        for noisy in ("aiokafka", "kafka", "faust", "mode"):
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
         code = cli.main(arguments, prog_name="url2vec", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

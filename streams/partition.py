@@ -93,6 +93,7 @@ class PartitionState:
         self._dirty: set[str] = set()
         self._lessons: list[bytes] = []
         self._moved = False
+        self._settled_through_ms: int | None = None
 
     # -- visitors ----------------------------------------------------------------------------------------------------
 
@@ -128,6 +129,12 @@ class PartitionState:
         if (offsets.visits, offsets.outcomes) != (self.visits, self.outcomes):
             self.visits, self.outcomes = offsets.visits, offsets.outcomes
             self._moved = True
+
+    def due_to_settle(self) -> bool:
+        """Whether the watermark has moved since this was last asked: then horizons may have passed."""
+        moved = self.watermark.value_ms != self._settled_through_ms
+        self._settled_through_ms = self.watermark.value_ms
+        return moved
 
     @property
     def moved(self) -> bool:

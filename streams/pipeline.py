@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from models.learner import Learner
@@ -39,6 +38,7 @@ from streams.scoring import Answers, Steps
 from streams.settings import Settings
 from streams.store import Checkpoint, Store
 from streams.transport import BatchConsumer, Producer, RecordBatch
+from streams.watermark import Input
 
 Result = TypeVar("Result")
 
@@ -72,7 +72,6 @@ class Pipeline:
         self._checkpoint_due = 0.0
         self._snapshot_due = time.monotonic() + settings.snapshot_interval_ms / 1000
         self._snapshot_step = 0
-        self._ends_known = False
         self._follow_due = 0.0
 
     def attach(self, consumer: BatchConsumer, producer: Producer) -> None:
@@ -132,7 +131,8 @@ class Pipeline:
         return []
 
     def _take(self, most: int) -> list[tuple[Any, RecordBatch]]:
-        taken, records = [], 0
+        taken: list[tuple[Any, RecordBatch]] = []
+        records = 0
         while self._waiting and (not taken or records + len(self._waiting[0][1].records) <= most):
             event, batch, _ = self._waiting.popleft()
             records += len(batch.records)
@@ -194,7 +194,7 @@ class Pipeline:
             if tp.topic == visits_topic:
                 state.read_through(Offsets(part.next_offset, state.outcomes))
                 times = [read.visit.timestamp_ms for read in part.visits]
-                source = "visits"
+                source: Input = "visits"
             else:
                 state.read_through(Offsets(state.visits, part.next_offset))
                 times = [outcome.timestamp_ms for _, outcome in part.outcomes]
@@ -203,16 +203,15 @@ class Pipeline:
                 # A visit may claim to be from the future; it must not drag the watermark there for everybody else.
                 state.watermark.observe(source, min(max(times), now_ms), read_at)
             self._note(self.freshness, [arrived for arrived, _ in part.outcomes] or [r.arrived_ms for r in part.visits])
-        self._ends_known = False
 
     # -- checkpoint --------------------------------------------------------------------------------------------------
 
     async def checkpoint(self) -> None:
         """Put all that changed into the store, then acknowledge. Partitions that the store refuses are dropped and reread."""
         states = list(self.states.values())
-        if states and not self._ends_known:
-            await self._look_at_ends(states)
-            await self.in_compute_thread(lambda: [self.steps.settle(state) for state in states])
+        for state in states:
+            self._look_at_ends(state)
+        await self.in_compute_thread(self._settle, [state for state in states if state.due_to_settle()])
         await self._delivered(states)
         moved = [state for state in states if state.moved]
         refused: list[PartitionState] = []
@@ -252,31 +251,28 @@ class Pipeline:
             return False
         return True
 
-    async def _look_at_ends(self, states: Sequence[PartitionState]) -> None:
-        """Tell the watermarks which topics have been read to their end, and step over trailing markers."""
+    def _look_at_ends(self, state: PartitionState) -> None:
+        """Tell the watermark which topics have been read to their end, and step over trailing markers."""
         topics = self.settings.topics
-        as_of = time.monotonic()  # taken before asking: an end is only known as of then
-        tps = [TP(topic, state.number) for state in states for topic in (topics.visits, topics.outcomes)]
-        try:
-            ends = await asyncio.wait_for(self.consumer.end_offsets(tps), 5)
-        except (KafkaError, TimeoutError):
-            return  # asked again at the next checkpoint; until then no watermark moves past what the other topic allows
+        inputs: tuple[tuple[Input, str, int], ...] = (
+            ("visits", topics.visits, state.visits),
+            ("outcomes", topics.outcomes, state.outcomes),
+        )
+        read: dict[str, int] = {}
+        for source, topic, offset in inputs:
+            tp = TP(topic, state.number)
+            read[source] = offset
+            position, end = self.consumer.read_position(tp), self.consumer.end_as_of(tp)
+            all_processed = self.consumer.last_delivered(tp) in {None, self._processed.get(tp)}
+            if position is not None and all_processed:
+                read[source] = max(offset, position)
+                if end is not None and position >= end[0]:
+                    state.watermark.at_end(source, end[1])
+        state.read_through(Offsets(read["visits"], read["outcomes"]))
+
+    def _settle(self, states: Sequence[PartitionState]) -> None:
         for state in states:
-            positions = {}
-            for source, topic, offset in (
-                ("visits", topics.visits, state.visits),
-                ("outcomes", topics.outcomes, state.outcomes),
-            ):
-                tp = TP(topic, state.number)
-                position = self.consumer.read_position(tp)
-                all_processed = self.consumer.last_delivered(tp) in {None, self._processed.get(tp)}
-                if position is not None and all_processed:
-                    offset = max(offset, position)
-                    if position >= ends[tp]:
-                        state.watermark.at_end(source, as_of)
-                positions[source] = offset
-            state.read_through(Offsets(positions["visits"], positions["outcomes"]))
-        self._ends_known = True
+            self.steps.settle(state)
 
     async def _acknowledge(self, refused: set[int]) -> None:
         for event, number in self._to_ack:
@@ -303,7 +299,6 @@ class Pipeline:
             self.states.pop(number, None)
             for topic in (topics.visits, topics.outcomes):
                 self._processed.pop(TP(topic, number), None)
-        self._ends_known = False
 
     def must_give_up(self) -> bool:
         """Whether to stop waiting for the store, because a rebalance has waited for this worker long enough."""

@@ -50,6 +50,7 @@ class Steps:
         self._learner = learner
         self._sessions = Sessioniser(settings.session_gap_ms)
         self._task_names = [task.name for task in settings.tasks]
+        self._outcomes_of = {task.name: task.outcomes for task in settings.tasks}
 
     def score(self, decoded: Iterable[Decoded], states: Mapping[int, PartitionState]) -> Answers:
         """Sessionise and score every visit, and write its answer. Nothing is learned here."""
@@ -116,6 +117,8 @@ class Steps:
             chances = {
                 name: (float(scored.probability[i, t]), float(scored.baseline[i, t]))
                 for t, name in enumerate(self._task_names)
+                # A visit that is itself an outcome of a task has answered its question: it would teach the answer's name.
+                if visit.event_name not in self._outcomes_of[name]
             }
             settled.setdefault(state.number, []).extend(
                 state.join.visit(

@@ -22,6 +22,7 @@ What it does not do: decode, retry, or remember anything across a restart.
 """
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,28 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             **driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
         )
 
+    async def on_start(self) -> None:
+        """Start the consumer, and note for each fetch when it was asked and where the log ended then."""
+        await super().on_start()
+        fetcher = self._ensure_consumer()._fetcher
+        fetch = fetcher._proc_fetch_request
+
+        async def noting(assignment: Any, node_id: Any, request: Any) -> Any:
+            asked_at = time.monotonic()
+            result = await fetch(assignment, node_id, request)
+            if assignment.active:
+                for topic, partitions in request.topics:
+                    for partition, *_ in partitions:
+                        self._note_end(assignment, TopicPartition(topic, partition), asked_at)
+            return result
+
+        fetcher._proc_fetch_request = noting
+
+    def _note_end(self, assignment: Any, tp: TopicPartition, asked_at: float) -> None:
+        state = assignment.state_value(tp)
+        if state is not None and state.highwater is not None:
+            self.consumer.note_end(TP(tp.topic, tp.partition), state.highwater, asked_at)
+
     async def _fetch_records(
         self,
         consumer: AIOKafkaConsumer,
@@ -141,6 +164,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._room.set()
         self._noted: dict[TP, int] = {}
         self._read: dict[TP, int] = {}
+        self._ends: dict[TP, tuple[int, float]] = {}
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
@@ -160,6 +184,18 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def note_positions(self, positions: dict[TP, int]) -> None:
         """Called by the consumer thread after a poll, before its records reach `getmany`."""
         self._noted = positions
+
+    def note_end(self, tp: TP, end: int, asked_at: float) -> None:
+        """Called by the consumer thread after a fetch: the log ended at `end` at some moment after `asked_at`."""
+        self._ends[tp] = end, asked_at
+
+    def end_as_of(self, tp: TP) -> tuple[int, float] | None:
+        """Where the log ended (offset), and since when that is known to be so (monotonic seconds); None before a fetch.
+
+        Comes with the fetches, so it costs nothing, and a broker that answers ListOffsets wrongly (the embedded one gives
+        the start of the last batch) does not matter.
+        """
+        return self._ends.get(tp)
 
     def read_position(self, tp: TP) -> int | None:
         """The next offset to fetch, once every record before it was delivered to the agent; None before the first poll."""
@@ -249,6 +285,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         for tp in tps:
             self._chunks[tp].forget()
             self._read.pop(tp, None)
+            self._ends.pop(tp, None)
             self._acked.pop(tp, None)
             self._acked_index.pop(tp, None)
             self._committed_offset.pop(tp, None)
@@ -288,12 +325,6 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def _seek_now(self, tp: TP, offset: int) -> None:
         self._thread._ensure_consumer().seek(TopicPartition(tp.topic, tp.partition), offset)
-
-    async def end_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
-        """Ends of these partitions, asked of the broker now. Raises KafkaError."""
-        wanted = [TopicPartition(tp.topic, tp.partition) for tp in tps]
-        found = await self._thread.call_thread(self._thread._ensure_consumer().end_offsets, wanted)
-        return {TP(tp.topic, tp.partition): offset for tp, offset in found.items()}
 
     async def begin_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
         """First offsets that these partitions still hold, asked of the broker now. Raises KafkaError."""
