@@ -1,5 +1,9 @@
 """The contract of the learner: honest, deterministic, restorable, and never in the way of the stream."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -246,3 +250,20 @@ def test_warming_up_leaves_the_learner_as_it_was(taught: Learner) -> None:
 def test_an_identity_is_that_of_the_utf8() -> None:
     assert url_identity("") == 0x2D06800538D394C2  # published test vector of xxh3
     assert url_identity("https://é.example/") == xxhash.xxh3_64_intdigest("https://é.example/".encode())
+
+
+def digest() -> str:
+    """Of a learner taught some lessons from nothing."""
+    learner = Learner(SMALL, TASKS)
+    for seed in range(6):
+        learner.learn(lesson(learner, seed))
+    return xxhash.xxh3_64_hexdigest(learner.snapshot())
+
+
+def test_another_process_learns_the_same_bits() -> None:
+    program = "from tests.unit.test_models_learner import digest; print(digest())"
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    said = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=Path(__file__).parents[2], capture_output=True, check=True
+    )
+    assert said.stdout.decode().strip() == digest()

@@ -64,13 +64,14 @@ def test_a_full_table_keeps_the_heavy_neighbour_and_expected_counts() -> None:
     for seed in range(rounds):
         url, count, used = np.zeros((1, 8), np.int32), np.zeros((1, 8), np.float32), np.zeros(1, np.int32)
         draws = np.array([seed * 1000], np.uint64)
-        for k in range(300):  # neighbour 0 comes every other time, 49 others share the rest
-            _bump(0, 0 if k % 2 else 1 + (k // 2) % 49, 1.0, url, count, used, draws)
-        assert count.sum() == 300
+        for k in range(400):  # neighbour 0 comes every other time, 40 others share the rest: 20 early, 20 late
+            _bump(0, 0 if k % 2 else 1 + (k // 2) % 20 + 20 * (k >= 200), 1.0, url, count, used, draws)
+        assert count.sum() == 400
         np.add.at(kept, url[0], count[0] / rounds)
-    assert kept[0] == pytest.approx(150, rel=0.02)
-    assert kept[1:].mean() == pytest.approx(150 / 49, rel=0.02)
-    assert kept[1:].max() < 2 * 150 / 49
+    assert kept[0] == pytest.approx(200, rel=0.02)
+    assert kept[1:21].sum() == pytest.approx(100, rel=0.05)
+    assert kept[21:41].sum() == pytest.approx(100, rel=0.05)
+    assert kept[1:41].max() < 2 * 5
 
 
 def test_vectors_are_on_the_sphere_and_rows_that_nothing_touched_keep_their_bits() -> None:
