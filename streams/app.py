@@ -7,7 +7,9 @@ mistake of the operator's that only shows once the broker answers (`ConfigError`
 
 import asyncio
 import logging
+import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import faust
+import msgspec
 from yarl import URL
 
 from models.learner import Learner
@@ -27,7 +30,7 @@ from streams.pages import add_pages
 from streams.patience import AWAY, until_it_answers
 from streams.pipeline import Pipeline
 from streams.settings import Settings
-from streams.status import me, report_of
+from streams.status import WorkerReport, me
 from streams.store import Store
 from streams.transport import BatchConsumer, BatchSchema, Producer
 
@@ -144,7 +147,7 @@ class Worker:
         pipeline, names = self.pipeline, self.settings.topics
         inputs = app.topic(names.visits, names.outcomes, schema=BatchSchema(), key_type=None, value_type=None)
 
-        @app.agent(inputs, name="visits")
+        @app.agent(inputs, name="visits")  # type: ignore[untyped-decorator]
         async def visits(stream: Any) -> None:
             async for event in stream.noack().events():
                 pipeline.put(event)
@@ -199,8 +202,11 @@ class Worker:
             now = time.monotonic()
             rate = 0.5 * rate + 0.5 * (pipeline.visits_done - last_done) / (now - last_at)
             last_done, last_at = pipeline.visits_done, now
-            report = report_of(
-                pipeline.progressed_at,
+            report = WorkerReport(
+                id=me(),
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                idle_s=now - pipeline.progressed_at,
                 partitions=sorted(pipeline.states),
                 in_flight=pipeline.consumer.in_flight,
                 visits_per_second=rate,
@@ -211,7 +217,7 @@ class Worker:
                 freshness_counts=pipeline.freshness.counts(now),
             )
             with suppress(*AWAY):  # whoever needs the store says that it is away; a missed heartbeat is no news
-                await self.store.beat(me(), report)
+                await self.store.beat(me(), msgspec.msgpack.encode(report))
 
     def say(self, sentence: str) -> None:
         """One line to the operator: what happened and what follows."""

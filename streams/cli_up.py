@@ -52,9 +52,7 @@ def up(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, asked)
 
-    local = Local(
-        workers, kafka_port, redis_port, web_port, data_dir, config, partitions, lambda text: prose.print(text)
-    )
+    local = Local(workers, kafka_port, redis_port, web_port, data_dir, config, partitions, prose.print)
     try:
         local.start()
     except KeyboardInterrupt:

@@ -29,7 +29,7 @@ async def live_model(settings: Settings) -> "Learner":
     partitions = range(facts[settings.topics.visits].partitions) if facts else range(0)
     store = Store(settings)
     try:
-        replica = Replica(store, new_learner(settings), None, lambda sentence: prose.print(sentence))
+        replica = Replica(store, new_learner(settings), None, prose.print)
         await replica.rebuild(partitions)
     finally:
         await store.close()

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 from faust.types import TP
@@ -86,7 +87,9 @@ class Ownership:
             else:
                 await pipeline.mend_model()
             begins = await until_it_answers(lambda: pipeline.consumer.begin_offsets(tps), pipeline.say)
-            states = [await until_it_answers(lambda n=n: self._load(n, log, begins), pipeline.say) for n in numbers]
+            states = [
+                await until_it_answers(partial(self._load, number, log, begins), pipeline.say) for number in numbers
+            ]
             if pipeline.consumer.app.consumer_generation_id != generation:
                 return  # a newer rebalance has come in between, and with it another call
             pipeline.states.update({state.number: state for state in states})

@@ -4,7 +4,6 @@ The page shows text only through `textContent`, so a hostile URL is a string lik
 """
 
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -61,8 +60,6 @@ refresh();
 </script></body></html>
 """
 
-Handler = Callable[[View, Request], Awaitable[Response]]
-
 
 def add_pages(app: Any, settings: Settings, store: Store, pipeline: Pipeline, ownership: Ownership) -> None:
     """Register the pages on the app's web server."""
@@ -77,27 +74,27 @@ def add_pages(app: Any, settings: Settings, store: Store, pipeline: Pipeline, ow
     def as_json(web: View, content: Any, code: int = 200) -> Response:
         return web.bytes(msgspec.json.encode(content), content_type="application/json", status=code)
 
-    @app.page("/")
+    @app.page("/")  # type: ignore[untyped-decorator]
     async def front(web: View, request: Request) -> Response:
         return web.html(PAGE)
 
-    @app.page("/healthz")
+    @app.page("/healthz")  # type: ignore[untyped-decorator]
     async def healthz(web: View, request: Request) -> Response:
         return as_json(web, {"alive": True})
 
-    @app.page("/readyz")
+    @app.page("/readyz")  # type: ignore[untyped-decorator]
     async def readyz(web: View, request: Request) -> Response:
         ready = ownership.ready.is_set() and pipeline.model_is_sound
         return as_json(web, {"ready": ready}, 200 if ready else 503)
 
-    @app.page("/api/status")
+    @app.page("/api/status")  # type: ignore[untyped-decorator]
     async def api_status(web: View, request: Request) -> Response:
         try:
             return as_json(web, await status())
         except (StoreError, BrokerError, ConfigError) as error:
             return as_json(web, {"error": str(error)}, 503)
 
-    @app.page("/api/nearest")
+    @app.page("/api/nearest")  # type: ignore[untyped-decorator]
     async def api_nearest(web: View, request: Request) -> Response:
         url = request.query.get("url", "")
         try:
@@ -110,7 +107,7 @@ def add_pages(app: Any, settings: Settings, store: Store, pipeline: Pipeline, ow
         near = await pipeline.in_compute_thread(learner.nearest, url, k)
         return as_json(web, [{"url": other, "similarity": round(similarity, 4)} for other, similarity in near])
 
-    @app.page("/metrics")
+    @app.page("/metrics")  # type: ignore[untyped-decorator]
     async def metrics(web: View, request: Request) -> Response:
         try:
             return web.text(exposition(await status()), content_type="text/plain; version=0.0.4")

@@ -93,7 +93,7 @@ class Steps:
                 flags=("new_url", *item.step.flags) if new_url[i] else item.step.flags,
             )
             # The key is the visitor's id even where the visit came without one, so that consumers can rely on it.
-            record = visit.visitor_id.encode("utf-8", "surrogatepass"), encode_scored(answer), []
+            record: Record = visit.visitor_id.encode("utf-8", "surrogatepass"), encode_scored(answer), []
             answers.records.setdefault(number, []).append(record)
 
     def learn(self, decoded: Sequence[Decoded], answers: Answers, states: Mapping[int, PartitionState]) -> None:

@@ -8,7 +8,6 @@ offsets in the store: what is read but not yet checkpointed is still lag.
 import asyncio
 import os
 import socket
-import time
 from collections.abc import Sequence
 
 import msgspec
@@ -189,11 +188,3 @@ def _progressive(kept: Progress) -> Progressive:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or value != value else round(value, 4)
-
-
-def report_of(idle_since: float, **fields: object) -> bytes:
-    """A worker's report, encoded for the store."""
-    report = WorkerReport(
-        id=me(), pid=os.getpid(), host=socket.gethostname(), idle_s=time.monotonic() - idle_since, **fields
-    )  # type: ignore[arg-type]
-    return msgspec.msgpack.encode(report)

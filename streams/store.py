@@ -31,6 +31,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import redis.asyncio
@@ -68,7 +69,10 @@ class Position:
 
 @dataclass
 class Checkpoint:
-    """What one step of a partition writes: `position` is the new one, `expected_step` what the store must hold (None: nothing)."""
+    """What one step of a partition writes.
+
+    `position` is the new one, `expected_step` what the store must still hold (None: nothing at all).
+    """
 
     partition: int
     expected_step: int | None
@@ -94,14 +98,15 @@ class Store:
         self.settings = settings
         self.writer = uuid.uuid4().hex
         self._ttl_ms = settings.visitor_ttl_ms * 2
-        self.client = redis.asyncio.Redis.from_url(
+        # Any: the library types each answer as decoded or not, and ours never are.
+        self.client: Any = redis.asyncio.Redis.from_url(
             settings.redis,
             socket_timeout=10,
             socket_connect_timeout=3,
             health_check_interval=15,
             max_connections=64,
             # Tried once: whoever can wait says so and waits (streams.patience); a hidden retry would only be silence.
-            retry=Retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]
+            retry=Retry(NoBackoff(), 0),
         )
 
     async def close(self) -> None:
@@ -182,7 +187,7 @@ class Store:
         try:
             async with self.client.pipeline(transaction=True) as pipe:
                 await pipe.watch(key)
-                held, writer = await pipe.hmget(key, ["step", "writer"])  # type: ignore[misc]
+                held, writer = await pipe.hmget(key, ["step", "writer"])
                 step = None if held is None else int(held)
                 if step == to.step and writer == self.writer.encode():
                     return  # it had arrived: only the answer was lost
@@ -198,7 +203,7 @@ class Store:
         except RedisError as error:
             raise StoreError(f"the checkpoint of partition {partition} cannot be written: {_reason(error)}") from error
 
-    def _write(self, pipe: "redis.asyncio.client.Pipeline", checkpoint: Checkpoint) -> None:
+    def _write(self, pipe: Any, checkpoint: Checkpoint) -> None:
         partition, to = checkpoint.partition, checkpoint.position
         keys = {self.key(partition, "position"), self.key(partition, "joins", to.epoch), self.key(partition, "lessons")}
         if checkpoint.visitors:
@@ -213,7 +218,7 @@ class Store:
         last_lesson = to.last_lesson
         if checkpoint.lesson:
             entry = {"lesson": checkpoint.lesson, "after": to.last_lesson}
-            pipe.xadd(self.key(partition, "lessons"), entry, id=f"{to.step}-0")  # type: ignore[arg-type]
+            pipe.xadd(self.key(partition, "lessons"), entry, id=f"{to.step}-0")
             last_lesson = to.step
         assert to.log is not None, "a checkpoint knows its log"
         pipe.hset(

@@ -127,7 +127,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         self,
         consumer: AIOKafkaConsumer,
         active_partitions: set[TP],
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the driver's signature
         max_records: int | None = None,
     ) -> Mapping[TP, Sequence[Any]]:
         records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
@@ -205,7 +205,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """The last offset handed to the agent since the last seek, None where there was none."""
         return self._chunks[tp].last_delivered
 
-    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:  # noqa: ASYNC109
         """Poll once; yield one message per partition that had records."""
         if not await self._wait_for_room(timeout):
             return
@@ -235,16 +235,16 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             None, None, batch, None, 0, 0, tp, generation_id=generation,
         )  # fmt: skip
 
-    async def _wait_for_room(self, timeout: float) -> bool:
+    async def _wait_for_room(self, limit_s: float) -> bool:
         if self._room.is_set():
             return True
         try:
-            await asyncio.wait_for(self._room.wait(), timeout)
+            await asyncio.wait_for(self._room.wait(), limit_s)
         except TimeoutError:
             return False
         return True
 
-    async def _wait_next_records(self, timeout: float) -> tuple[Any, Any]:
+    async def _wait_next_records(self, timeout: float) -> tuple[Any, Any]:  # noqa: ASYNC109
         # Stock code sleeps a whole second when no partition is active, which is what every partition is while the store
         # is asked where to resume. A tenth keeps the first score early and costs nothing.
         if self.flow_active and not self._get_active_partitions():
