@@ -92,7 +92,7 @@ def create_app(settings: Settings, options: WorkerOptions) -> faust.App:
         web_enabled=options.web_port is not None,
         web_bind=options.web_host,
         web_host=options.web_host,
-        web_port=options.web_port or 0,
+        web_port=options.web_port or 6066,  # unused without a web server, but Faust refuses 0
         web_cors_options=None,
     )
 
