@@ -16,6 +16,7 @@ from river import linear_model, optim, utils
 from models.settings import ModelSettings
 
 _NUMBER_SCALE = 0.25  # logarithms of counts and seconds reach about ten; one-hot attributes are one
+_ABSENT = -(2**31)  # the key of an attribute that the visit does not have
 
 
 class Baseline:
@@ -30,12 +31,13 @@ class Baseline:
     def _attributes(self, rows: NDArray[np.void]) -> list[dict[int, float]]:
         """Each row as River wants it: levels are 1 under their hash, numbers stand under negative keys."""
         out = []
-        hashed = (rows["levels"] & self._mask).tolist()
-        for levels, keys, numbers in zip(rows["levels"].tolist(), hashed, rows["numbers"].tolist(), strict=True):
-            x = {key: 1.0 for level, key in zip(levels, keys, strict=True) if level}
+        hashed = np.where(rows["levels"] != 0, rows["levels"] & self._mask, _ABSENT).tolist()
+        for keys, numbers in zip(hashed, (rows["numbers"] * np.float32(_NUMBER_SCALE)).tolist(), strict=True):
+            x = dict.fromkeys(keys, 1.0)
+            x.pop(_ABSENT, None)
             for k, number in enumerate(numbers):
                 if number:
-                    x[-1 - k] = number * _NUMBER_SCALE
+                    x[-1 - k] = number
             out.append(x)
         return out
 
