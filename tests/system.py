@@ -136,7 +136,7 @@ class WorkerProcess:
     def ready(self) -> bool:
         """Whether it said that it is; fails where it has ended instead."""
         if self.child.poll() is not None:
-            raise EndedEarly(f"{self.child.name} ended with {self.child.poll()}: {self.err.read_text()[-2000:]}")
+            raise WorkerEndedError(f"{self.child.name} ended with {self.child.poll()}: {self.err.read_text()[-2000:]}")
         return self.out.read_bytes().endswith(b"\n")
 
     def until_ready(self, limit_s: float = READY_LIMIT_S) -> Self:
@@ -157,7 +157,7 @@ class WorkerProcess:
         return self.err.read_text()
 
 
-class EndedEarly(Exception):
+class WorkerEndedError(Exception):
     """A worker ended that was to become ready."""
 
 

@@ -1,0 +1,140 @@
+"""Workers killed, stopped, replaced and frozen in mid-stream, and a broker that comes back empty.
+
+Each verdict is the verifier's: nothing lost, order kept, and counters that equal those computed from the input, which are
+those of a run that nobody disturbed. Kill points are conditions ("n visits are scored") drawn from the seed.
+"""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploy.embedded import EmbeddedServers
+from streams import topics
+from tests.system import (
+    BOUGHT,
+    Counters,
+    System,
+    expected_counters,
+    read_topics,
+    settled,
+    traffic,
+    verify,
+)
+from tests.waiting import eventually_sync
+
+if TYPE_CHECKING:
+    from streams.settings import Topics
+
+# Little in flight and frequent checkpoints, so that a kill falls between many of both.
+SMALL_STEPS = 'max_in_flight = 400\ncheckpoint_interval = "100ms"\nsnapshot_interval = "1s"\n'
+SETTINGS = SMALL_STEPS + BOUGHT
+VISITS = 12_000
+
+
+@pytest.fixture
+def system(tmp_path: Path, kafka: str, store_url: str, topic_names: "Topics") -> Iterator[System]:
+    with System(tmp_path, kafka, store_url, topic_names, SETTINGS) as running:
+        yield running
+
+
+@pytest.fixture
+def embedded(tmp_path: Path, embedded_kafka: str, store_url: str, make_topics) -> Iterator[System]:
+    names = make_topics(embedded_kafka, 4)
+    with System(tmp_path, embedded_kafka, store_url, names, SETTINGS) as running:
+        yield running
+
+
+def test_a_worker_killed_in_mid_stream_loses_nothing_and_counts_everything_once(system: System, seed: int) -> None:
+    system.publish(traffic(system.names, seed, VISITS))
+    draw = random.Random(seed)
+    for low, high in ((1, 2_500), (3_000, 6_000)):
+        worker = system.start()
+        system.until_scored(draw.randrange(low, high))
+        worker.kill()
+        assert system.status().lag > 0, "the kill came after the work"
+    system.start()
+    verdict = settled(system)
+    # Two kills; a checkpoint takes in what is in flight at most.
+    assert len(verdict.repeated) <= 2 * (400 + 2 * 500), "more duplicates than a checkpoint interval a kill"
+
+
+def test_an_orderly_stop_ends_in_time_with_0_and_repeats_nothing(
+    tmp_path: Path, embedded_kafka: str, store_url: str, make_topics, seed: int
+) -> None:
+    names = make_topics(embedded_kafka, 1)
+    with System(tmp_path, embedded_kafka, store_url, names, SETTINGS, partitions=1) as system:
+        system.publish(traffic(names, seed, VISITS))
+        worker = system.start()
+        system.until_scored(1_000)
+        assert worker.stop() == 0
+        assert system.status().lag > 0, "the stop came after the work"
+        assert system.status().workers == []
+        system.start()
+        assert settled(system).repeated == []
+
+
+def test_a_second_worker_takes_over_when_the_first_is_killed(embedded: System, seed: int) -> None:
+    first, second = embedded.launch(), embedded.launch()
+    eventually_sync(lambda: owned_by(embedded) == [2, 2], 60, "two workers own two partitions each", poll_s=0.2)
+    embedded.publish(traffic(embedded.names, seed, VISITS))
+    embedded.until_scored(1_000)
+    first.kill()
+    assert embedded.status().lag > 0, "the kill came after the work"
+    settled(embedded)
+    eventually_sync(lambda: owned_by(embedded) == [4], 30, "the second worker owns all", poll_s=0.2)
+    assert second.stop() == 0
+
+
+def test_a_frozen_worker_that_wakes_after_its_partitions_moved_changes_nothing(embedded: System, seed: int) -> None:
+    embedded.publish(traffic(embedded.names, seed, VISITS))
+    zombie = embedded.start()
+    embedded.until_scored(1_000)
+    zombie.child.pause()
+    assert embedded.status().lag > 0, "the worker froze after its work"
+    embedded.start()
+    embedded.until_scored(5_000)
+    zombie.child.resume()
+    settled(embedded)
+    eventually_sync(lambda: owned_by(embedded) == [2, 2], 60, "the zombie is a member again", poll_s=0.2)
+    later = traffic(embedded.names, seed + 1, 1_000, begin_ms=1_700_100_000_000)
+    embedded.publish(later)
+    settled(embedded)
+
+
+def test_a_broker_that_comes_back_empty_is_recognised_and_what_was_learned_stays(tmp_path: Path, seed: int) -> None:
+    from streams.settings import Topics
+
+    with EmbeddedServers() as servers:
+        names = Topics()
+        topics.create(servers.kafka, names.all, 2)
+        with System(tmp_path, servers.kafka, servers.redis, names, SETTINGS, partitions=2) as system:
+            system.publish(traffic(names, seed, 3_000))
+            system.start()
+            settled(system)
+            before = system.status()
+
+            servers.broker.stop()
+            servers.broker.start()
+            topics.create(servers.kafka, names.all, 2)
+            system.publish(traffic(names, seed + 1, 3_000))
+
+            inputs = read_topics(servers.kafka, [names.visits, names.outcomes], 2)
+            new = expected_counters(inputs[names.visits], inputs[names.outcomes])
+            system.until_counters(added(Counters.of(before), new), 90)
+            after = system.status()
+            assert after.urls >= before.urls
+            assert after.model_step > before.model_step
+            verdict = verify(system).holds()
+            assert len(verdict.scored) == new.visits_scored
+
+
+def added(one: Counters, other: Counters) -> Counters:
+    return Counters(*(getattr(one, name) + getattr(other, name) for name in Counters.__dataclass_fields__))
+
+
+def owned_by(system: System) -> list[int]:
+    """How many partitions each living worker owns."""
+    return sorted(len(worker.partitions) for worker in system.status().workers)
