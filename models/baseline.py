@@ -50,10 +50,17 @@ class Baseline:
                 out[b, t] = p if math.isfinite(p) else 0.5
         return out.clip(0, 1)
 
-    def learn(self, rows: NDArray[np.void], task: NDArray[np.int32], label: NDArray[np.float32]) -> None:
+    def learn(
+        self,
+        rows: NDArray[np.void],
+        task: NDArray[np.int32],
+        label: NDArray[np.float32],
+        weight: NDArray[np.float32] | None = None,
+    ) -> None:
         """Learn m examples, one after the other."""
-        for x, t, y in zip(self._attributes(rows), task.tolist(), label.tolist(), strict=True):
-            self._models[t].learn_one(x, y > 0.5)
+        weights = [1.0] * len(rows) if weight is None else weight.tolist()
+        for x, t, y, w in zip(self._attributes(rows), task.tolist(), label.tolist(), weights, strict=True):
+            self._models[t].learn_one(x, y > 0.5, w)
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Arrays from which `load` makes equal models."""

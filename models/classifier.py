@@ -82,25 +82,26 @@ class Classifier:
         logits = np.where(np.isfinite(logits), logits, linear)  # a broken network leaves the linear learner's answer
         return (1 / (1 + np.exp(-np.clip(logits, -30, 30)))).astype(np.float32)
 
-    def learn(self, rows: Rows, task: NDArray[np.int32], label: F32) -> None:
-        """Learn from m examples: their rows, index of the task, and label 0 or 1."""
+    def learn(self, rows: Rows, task: NDArray[np.int32], label: F32, weight: F32 | None = None) -> None:
+        """Learn from m examples: their rows, index of the task, label 0 or 1, and weight (1 where none is given)."""
+        weight = np.ones(len(rows), np.float32) if weight is None else weight
         for chunk in _chunks(len(rows), self._settings.chunk):
-            self._learn_chunk(rows[chunk], task[chunk], label[chunk])
+            self._learn_chunk(rows[chunk], task[chunk], label[chunk], weight[chunk])
 
-    def _learn_chunk(self, rows: Rows, task: NDArray[np.int32], label: F32) -> None:
+    def _learn_chunk(self, rows: Rows, task: NDArray[np.int32], label: F32, weight: F32) -> None:
         raw = self._raw(rows).astype(np.float64)
         self._moments += np.stack([np.full(self._width, len(rows)), raw.sum(axis=0), (raw**2).sum(axis=0)])
         levels, pages, x, linear = self._inputs(rows)
         a, p = self._embed(levels, pages)
-        gradients = self._network.learn(a, p, pages == 0, x, linear, task.astype(np.int64), label)
+        gradients = self._network.learn(a, p, pages == 0, x, linear, task.astype(np.int64), label, weight)
         if gradients is None:
             self.skipped_steps += 1
         else:
             rate = self._settings.table_rate
             descend_rows(levels, gradients[0], self._levels, self._level_squares, rate)
             descend_rows(pages, gradients[1], self._pages, self._page_squares, rate)
-        ftrl_learn(np.concatenate([levels, pages[:, 1:]], axis=1), task, label, self._z, self._n, self._bias)
-        add_counts(levels, task, label, self._positive, self._seen, self._totals)
+        ftrl_learn(np.concatenate([levels, pages[:, 1:]], axis=1), task, label, weight, self._z, self._n, self._bias)
+        add_counts(levels, task, label, weight, self._positive, self._seen, self._totals)
         self.examples += len(rows)
 
     def _tables(self) -> dict[str, NDArray[np.generic]]:

@@ -39,7 +39,7 @@ def ftrl_logits(levels: I32, z: F32, n: F32, bias: F32, out: F32) -> None:
 
 
 @kernel
-def ftrl_learn(levels: I32, task: I32, label: F32, z: F32, n: F32, bias: F32) -> None:
+def ftrl_learn(levels: I32, task: I32, label: F32, weight: F32, z: F32, n: F32, bias: F32) -> None:
     """FTRL-proximal without L1 (McMahan et al. 2013, algorithm 1), one example after the other."""
     mask = z.shape[1] - 1
     for b in range(levels.shape[0]):
@@ -51,6 +51,7 @@ def ftrl_learn(levels: I32, task: I32, label: F32, z: F32, n: F32, bias: F32) ->
                 at = levels[b, a] & mask
                 s += _weight(z[t, at], n[t, at])
         g = 1 / (1 + np.exp(-min(max(s, -30.0), 30.0))) - label[b]
+        g *= weight[b]
         sigma = (np.sqrt(bias[t, 1] + g * g) - np.sqrt(bias[t, 1])) / FTRL_ALPHA
         bias[t, 0] += g - sigma * w
         bias[t, 1] += g * g
@@ -82,18 +83,18 @@ def read_counts(levels: I32, positive: F32, seen: F32, totals: F64, out: F32) ->
 
 
 @kernel
-def add_counts(levels: I32, task: I32, label: F32, positive: F32, seen: F32, totals: F64) -> None:
+def add_counts(levels: I32, task: I32, label: F32, weight: F32, positive: F32, seen: F32, totals: F64) -> None:
     """Count each example's label in all its levels. totals: (T, 2) positives and examples."""
     mask = positive.shape[1] - 1
     for b in range(levels.shape[0]):
         t = task[b]
-        totals[t, 0] += label[b]
-        totals[t, 1] += 1
+        totals[t, 0] += weight[b] * label[b]
+        totals[t, 1] += weight[b]
         for a in range(levels.shape[1]):
             if levels[b, a] != 0:
                 at = levels[b, a] & mask
-                positive[t, at] += label[b]
-                seen[t, at] += 1
+                positive[t, at] += weight[b] * label[b]
+                seen[t, at] += weight[b]
 
 
 @kernel

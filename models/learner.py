@@ -18,7 +18,7 @@ from models.baseline import Baseline
 from models.classifier import Classifier
 from models.counts import F32, I32
 from models.features import Features, layout_mark, parse
-from models.lesson import CorruptLesson, Example, Lesson, Steps
+from models.lesson import WHOLE, CorruptLesson, Example, Lesson, Steps
 from models.settings import ModelSettings
 from models.snapshot import CorruptSnapshot, pack, unpack
 from models.url2vec import URL2Vec
@@ -144,8 +144,9 @@ class Learner:
         place = np.cumsum(fits) - 1  # of a blob among those parsed
         rows = parsed[place[lesson.examples[known, 1]]]
         label = lesson.examples[known, 2].astype(np.float32)
-        self._classifier.learn(rows, task[known], label)
-        self._baseline.learn(rows, task[known], label)
+        weight = (lesson.examples[known, 3] / WHOLE).astype(np.float32)
+        self._classifier.learn(rows, task[known], label, weight)
+        self._baseline.learn(rows, task[known], label, weight)
 
     def snapshot(self) -> bytes:
         """The whole model as bytes, for `restore`."""

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from models.visits import RECENT, VisitContext
 
-_MAGIC = b"U2L1"
+_MAGIC = b"U2L2"
+WHOLE = 65_536  # a weight of 1: an integer on the wire, so that a lesson is the same bits wherever it is learned
 _LEVEL = 1  # of compression: a fifth of the bytes for a millisecond a thousand visits and examples; more gains little
 _PAD: tuple[tuple[int, ...], ...] = tuple((0,) * k for k in range(RECENT + 1))
 
@@ -34,6 +35,7 @@ class Example:
     task: str
     features: bytes
     label: bool
+    weight: float = 1.0  # in (0, 1]: less where answers of this kind come sooner than the others
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class _Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     names: dict[int, bytes]
     tasks: list[str]
     features: list[bytes]
-    examples: bytes  # u32 (m, 3): task, features, label
+    examples: bytes  # u32 (m, 4): task, features, label, weight
     trained_through_ms: int
 
 
@@ -81,7 +83,7 @@ class Lesson:
     names: dict[int, str]  # url_id → url
     tasks: list[str]
     features: list[bytes]  # distinct rows
-    examples: NDArray[np.uint32]  # (m, 3): index into tasks, index into features, label 0 or 1
+    examples: NDArray[np.uint32]  # (m, 4): index into tasks, index into features, label 0 or 1, weight * WHOLE
     trained_through_ms: int
 
     @staticmethod
@@ -90,7 +92,12 @@ class Lesson:
         tasks: dict[str, int] = {}
         rows: dict[bytes, int] = {}
         table = [
-            (tasks.setdefault(e.task, len(tasks)), rows.setdefault(e.features, len(rows)), int(e.label))
+            (
+                tasks.setdefault(e.task, len(tasks)),
+                rows.setdefault(e.features, len(rows)),
+                int(e.label),
+                round(e.weight * WHOLE),
+            )
             for e in examples
         ]
         return Lesson(
@@ -98,7 +105,7 @@ class Lesson:
             {v.url_id: v.url for v in visits},
             list(tasks),
             list(rows),
-            np.array(table, np.uint32).reshape(-1, 3),
+            np.array(table, np.uint32).reshape(-1, 4),
             trained_through_ms,
         )
 
@@ -137,7 +144,7 @@ class Lesson:
             repeat = np.frombuffer(wire.repeat, np.uint8).astype(np.bool_)
             index = np.frombuffer(wire.index, np.uint32).reshape(len(repeat), 1 + RECENT)
             every = np.frombuffer(wire.ids, np.uint64)[index]
-            examples = np.frombuffer(wire.examples, np.uint32).reshape(-1, 3).copy()
+            examples = np.frombuffer(wire.examples, np.uint32).reshape(-1, 4).copy()
             names = {k: url.decode("utf-8", "surrogatepass") for k, url in wire.names.items()}
         except (zlib.error, msgspec.MsgspecError, ValueError, IndexError) as error:
             raise CorruptLesson(f"this lesson cannot be read: {error}") from error
@@ -145,6 +152,7 @@ class Lesson:
             examples[:, 0].max() >= len(wire.tasks)
             or examples[:, 1].max() >= len(wire.features)
             or examples[:, 2].max() > 1
+            or examples[:, 3].max() > WHOLE
         ):
             raise CorruptLesson("an example of this lesson points to a task or a row that is not in it")
         steps = Steps(every[:, 0].copy(), every[:, 1:].copy(), repeat)

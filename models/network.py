@@ -84,6 +84,7 @@ class Network:
         linear: F32,
         task: NDArray[np.int64],
         label: F32,
+        weight: F32,
     ) -> tuple[F32, F32] | None:
         """One step. Returns the gradients of each example's embeddings (levels, pages); None if not finite."""
         t = self._tensor
@@ -91,7 +92,7 @@ class Network:
         logits = self._logits(level_in, page_in, t(absent), t(x), t(linear))
         asked = torch.nn.functional.one_hot(t(task), logits.shape[1])
         chosen = (logits * asked).sum(dim=1)  # not gather, whose gradient has no fixed order of addition on a GPU
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(chosen, t(label), reduction="sum")
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(chosen, t(label), weight=t(weight), reduction="sum")
         gradient, level_gradient, page_gradient = torch.autograd.grad(loss, [self._theta, level_in, page_in])
         norm = gradient.norm() / len(label)
         if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(loss)):

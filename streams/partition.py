@@ -14,7 +14,8 @@ import msgspec
 
 from models.lesson import CorruptLesson, Lesson
 from models.progressive import Progress
-from streams.outcomes import Counts, OutcomeJoin
+from streams.balance import Balance
+from streams.outcomes import Counts, OutcomeJoin, Settled
 from streams.sessions import Visitor
 from streams.settings import Settings
 from streams.store import Checkpoint, LogIdentity, Position
@@ -47,6 +48,7 @@ class Summary(msgspec.Struct):
     outcomes: Counts = msgspec.field(default_factory=Counts)
     watermark: bytes = b""
     progress: dict[str, bytes] = msgspec.field(default_factory=dict)  # task → models.progressive.Progress
+    balance: dict[str, Balance] = msgspec.field(default_factory=dict)  # task → what became of its questions
     model_step: int = 0
     urls: int = 0  # that the model knew
 
@@ -84,11 +86,13 @@ class PartitionState:
             task.name: Progress.decode(summary.progress[task.name]) if task.name in summary.progress else Progress()
             for task in settings.tasks
         }
+        self.balance = {task.name: summary.balance.get(task.name, Balance()) for task in settings.tasks}
         self.join = OutcomeJoin(settings.tasks, settings.session_gap_ms)
         self.join.counts = summary.outcomes
         for visitor_id, blob in joins:
             self.join.load(visitor_id, blob)
         self.visits, self.outcomes = position.visits, position.outcomes
+        self.settled: list[tuple[Settled, bool]] = []  # answered, not learned yet; True: because the horizon passed
         self._visitors: OrderedDict[str, Visitor | None] = OrderedDict()
         self._dirty: set[str] = set()
         self._lessons: list[bytes] = []
@@ -131,8 +135,8 @@ class PartitionState:
             self._moved = True
 
     def due_to_settle(self) -> bool:
-        """Whether the watermark has moved since this was last asked: then horizons may have passed."""
-        moved = self.watermark.value_ms != self._settled_through_ms
+        """Whether there are answers to learn, or the watermark has moved since this was last asked."""
+        moved = bool(self.settled) or self.watermark.value_ms != self._settled_through_ms
         self._settled_through_ms = self.watermark.value_ms
         return moved
 
@@ -150,6 +154,7 @@ class PartitionState:
             outcomes=self.join.counts,
             watermark=self.watermark.encode(),
             progress={name: progress.encode() for name, progress in self.progress.items()},
+            balance=self.balance,
             model_step=model_step,
             urls=urls,
         )

@@ -37,7 +37,7 @@ from streams.replica import MissingLessons, Replica
 from streams.scoring import Answers, Steps
 from streams.settings import Settings
 from streams.store import Checkpoint, Store
-from streams.transport import BatchConsumer, Producer, RecordBatch
+from streams.transport import MAX_POLL_RECORDS, BatchConsumer, Producer, RecordBatch
 from streams.watermark import Input
 
 Result = TypeVar("Result")
@@ -62,7 +62,7 @@ class Pipeline:
         self.progressed_at = time.monotonic()
         self.visits_done = 0
         self._decoder = RecordDecoder(settings)
-        self._batcher = MicroBatcher(settings.latency_objective_ms / 1000)
+        self._batcher = MicroBatcher(settings.latency_objective_ms / 1000, MAX_POLL_RECORDS)
         self._waiting: deque[tuple[Any, RecordBatch, float]] = deque()  # event, batch, when it came
         self._records_waiting = 0
         self._something = asyncio.Event()
@@ -73,6 +73,7 @@ class Pipeline:
         self._snapshot_due = time.monotonic() + settings.snapshot_interval_ms / 1000
         self._snapshot_step = 0
         self._follow_due = 0.0
+        self._unlearned: list[int] = []  # when the records came whose answers wait for the next learning step
 
     def attach(self, consumer: BatchConsumer, producer: Producer) -> None:
         """The transport's two ends, once the app has started them."""
@@ -202,16 +203,14 @@ class Pipeline:
             if times:
                 # A visit may claim to be from the future; it must not drag the watermark there for everybody else.
                 state.watermark.observe(source, min(max(times), now_ms), read_at)
-            self._note(self.freshness, [arrived for arrived, _ in part.outcomes] or [r.arrived_ms for r in part.visits])
+            self._unlearned += [arrived for arrived, _ in part.outcomes] or [read.arrived_ms for read in part.visits]
 
     # -- checkpoint --------------------------------------------------------------------------------------------------
 
     async def checkpoint(self) -> None:
         """Put all that changed into the store, then acknowledge. Partitions that the store refuses are dropped and reread."""
         states = list(self.states.values())
-        for state in states:
-            self._look_at_ends(state)
-        await self.in_compute_thread(self._settle, [state for state in states if state.due_to_settle()])
+        await self._settle(states)
         await self._delivered(states)
         moved = [state for state in states if state.moved]
         refused: list[PartitionState] = []
@@ -270,9 +269,14 @@ class Pipeline:
                     state.watermark.at_end(source, end[1])
         state.read_through(Offsets(read["visits"], read["outcomes"]))
 
-    def _settle(self, states: Sequence[PartitionState]) -> None:
+    async def _settle(self, states: Sequence[PartitionState]) -> None:
+        """Learn from the visits whose horizon has passed, where a watermark has moved."""
         for state in states:
-            self.steps.settle(state)
+            self._look_at_ends(state)
+        if due := [state for state in states if state.due_to_settle()]:
+            await self.in_compute_thread(self.steps.settle, due)
+        self._note(self.freshness, self._unlearned)
+        self._unlearned.clear()
 
     async def _acknowledge(self, refused: set[int]) -> None:
         for event, number in self._to_ack:

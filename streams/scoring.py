@@ -120,6 +120,8 @@ class Steps:
                 # A visit that is itself an outcome of a task has answered its question: it would teach the answer's name.
                 if visit.event_name not in self._outcomes_of[name]
             }
+            for name in chances:
+                state.balance[name].asked += 1
             settled.setdefault(state.number, []).extend(
                 state.join.visit(
                     visit.visitor_id, item.step.session_id, visit.event_id, visit.timestamp_ms,
@@ -134,25 +136,48 @@ class Steps:
                 settled.setdefault(state.number, []).extend(
                     state.join.outcome(outcome.visitor_id, outcome, state.watermark.value_ms)
                 )
-        for number in dict.fromkeys([*contexts, *settled]):
-            self.teach(states[number], contexts.get(number, []), settled.get(number, []))
+        for number, taught in contexts.items():
+            self._teach(states[number], taught, [])
+        for number, answers_known in settled.items():
+            states[number].settled.extend((example, False) for example in answers_known)
 
-    def settle(self, state: PartitionState) -> None:
-        """Learn from the visits whose horizon the watermark has passed."""
-        self.teach(state, [], state.join.advance(state.watermark.value_ms))
+    def settle(self, states: Sequence[PartitionState]) -> None:
+        """Learn what has been answered since the last time, horizons that have passed included, in order of the visits.
 
-    def teach(self, state: PartitionState, contexts: list[VisitContext], settled: list[Settled]) -> None:
-        """One learning step of one partition: measure the settled examples as they were scored, then learn them."""
-        if not contexts and not settled:
-            return
-        for example in settled:
-            if example.task in state.progress:
-                state.progress[example.task].add(example.probability, example.baseline, example.label)
-        through_ms = max([context.timestamp_ms for context in contexts] + [example.visit_ms for example in settled])
-        lesson = Lesson.of(
-            contexts, [Example(example.task, example.features, example.label) for example in settled], through_ms
+        Positive answers come one by one and negative ones as the watermark moves. Learned in the order in which they
+        come, a learner sees runs of one kind, and swings; in the order of their visits it sees them mixed.
+        """
+        for state in states:
+            passed = state.join.advance(state.watermark.value_ms)
+            state.settled.extend((example, not example.label) for example in passed)
+            if state.settled:
+                self._answer(state)
+
+    def _answer(self, state: PartitionState) -> None:
+        settled = sorted(state.settled, key=lambda pair: pair[0].visit_ms)
+        state.settled.clear()
+        known = [(example, expired) for example, expired in settled if example.task in state.progress]
+        for example, expired in known:
+            state.progress[example.task].add(example.probability, example.baseline, example.label)
+            state.balance[example.task].settle(example.label, expired)
+        self._teach(
+            state,
+            [],
+            [
+                Example(
+                    example.task, example.features, example.label, state.balance[example.task].weight(example.label)
+                )
+                for example, _ in known  # others: their task was taken out of the settings while they were open
+            ],
+            max(example.visit_ms for example, _ in settled),
         )
+        state.counters.examples_learned += len(settled)
+
+    def _teach(
+        self, state: PartitionState, contexts: list[VisitContext], examples: list[Example], through_ms: int = 0
+    ) -> None:
+        """One learning step of one partition."""
+        lesson = Lesson.of(contexts, examples, max([context.timestamp_ms for context in contexts], default=through_ms))
         self._learner.learn(lesson)
         state.taught(lesson)
         state.counters.visits_learned += len(contexts)
-        state.counters.examples_learned += len(settled)

@@ -11,9 +11,11 @@ What this file promises
   normal and never hold a commit back.
 * The committed offset of a partition never passes a batch that is not acknowledged, in whatever order acknowledgements
   come (`streams.offsets`). Stock Faust's `_new_offset` can; here it is replaced.
-* Where to resume is not Kafka's business: `perform_seek` asks `resume`, a callback, which seeks and resumes partitions
-  itself. Until it has, a partition stays paused and nothing of it is read.
-* Batches fetched under an older generation of the group are dropped: their partition may be somebody else's by now.
+* Where to resume is not Kafka's business: `perform_seek` asks `resume`, a callback, which calls `start_from`. Until it
+  has, a partition stays paused and nothing of it is read.
+* What was polled before a rebalance or a seek is dropped, and what was polled after it never is: rebalances and seeks
+  are counted (epochs), and each poll says after which seek it was made. The group's generation would not do: a poll that
+  began before a rebalance can return what was fetched after the seek that ended it.
 * At most `max_in_flight` records are read and not yet acknowledged; beyond it nothing is fetched, below half of it
   fetching goes on. Heartbeats come from another thread and do not stop.
 * Both inputs are co-partitioned: the range assignor gives partition p of each topic to the same member.
@@ -39,9 +41,39 @@ from streams.offsets import DeliveredChunks
 
 Resume = Callable[[set[TP], int], Awaitable[None]]
 
-# A batch of this many records is large enough to make the cost per batch invisible (75 µs / 2,000) and small enough that
-# decoding one does not hold the event loop for long.
-MAX_POLL_RECORDS = 2_000
+# A batch of this many records is large enough to make the cost per batch small (75 µs / 512) and small enough to learn
+# from before the next is scored: a replay at full speed would otherwise be scored by a model that lags thousands of visits.
+MAX_POLL_RECORDS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Polled:
+    """What the consumer thread knew at the moment a poll took its records."""
+
+    positions: Mapping[TP, int]  # the next offsets to read, after these records
+    sought: Mapping[TP, int]  # the epochs of the last seeks that had been carried out
+
+
+class _Unpaused:
+    """The partitions that may be read now, as a poll asks for them. Never empty as a truth value: while all are paused,
+    the driver would take an empty set for "any"."""
+
+    def __init__(self, consumer: "BatchConsumer") -> None:
+        self._consumer = consumer
+
+    def __contains__(self, tp: object) -> bool:
+        return tp in (self._consumer._active_partitions or ())
+
+
+class _NotKept(dict[TP, int | None]):
+    """Stands where Faust keeps the offset of the last message of a partition, below which it drops messages: after a seek
+    back those would be the very ones that were asked for. Order within a partition is `DeliveredChunks`' business."""
+
+    def __getitem__(self, tp: TP) -> None:
+        return None
+
+    def __setitem__(self, tp: TP, offset: int | None) -> None:
+        """Nothing is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +109,10 @@ class BatchSchema(Schema):  # type: ignore[misc]
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """The driver's consumer thread, with a co-partitioning assignor and polls that say how far they have read."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._sought: dict[TP, int] = {}
+        super().__init__(*args, **kwargs)
+
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         conf = self.app.conf
         self._assignor = RangePartitionAssignor
@@ -91,7 +127,9 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             # Waiting for the store is not a reason to leave the group; a worker that is stuck ends itself instead.
             max_poll_interval_ms=86_400_000,
             max_partition_fetch_bytes=conf.consumer_max_fetch_size,
-            fetch_max_wait_ms=500,
+            # An empty answer is how the end of a topic is known to be the end still; until one comes, no visit's horizon
+            # can be said to have passed. Ten a second cost nothing, and records never wait for it.
+            fetch_max_wait_ms=100,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
             session_timeout_ms=int(conf.broker_session_timeout * 1000),
             rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
@@ -109,19 +147,21 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
         async def noting(assignment: Any, node_id: Any, request: Any) -> Any:
             asked_at = time.monotonic()
+            tps = [
+                TopicPartition(topic, partition) for topic, partitions in request.topics for partition, *_ in partitions
+            ]
+            before = {tp: state.timestamp for tp in tps if (state := assignment.state_value(tp)) is not None}
             result = await fetch(assignment, node_id, request)
             if assignment.active:
-                for topic, partitions in request.topics:
-                    for partition, *_ in partitions:
-                        self._note_end(assignment, TopicPartition(topic, partition), asked_at)
+                for tp, answered_ms in before.items():
+                    state = assignment.state_value(tp)
+                    # The driver stamps a partition when an answer brings its end. One that failed, or came too late to
+                    # be used, leaves the end of an earlier fetch, of which nothing is known now.
+                    if state is not None and state.timestamp != answered_ms:
+                        self.consumer.note_end(TP(tp.topic, tp.partition), state.highwater, asked_at)
             return result
 
         fetcher._proc_fetch_request = noting
-
-    def _note_end(self, assignment: Any, tp: TopicPartition, asked_at: float) -> None:
-        state = assignment.state_value(tp)
-        if state is not None and state.highwater is not None:
-            self.consumer.note_end(TP(tp.topic, tp.partition), state.highwater, asked_at)
 
     async def _fetch_records(
         self,
@@ -130,23 +170,28 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         timeout: float | None = None,  # noqa: ASYNC109 - the driver's signature
         max_records: int | None = None,
     ) -> Mapping[TP, Sequence[Any]]:
-        records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
+        unpaused = _Unpaused(self.consumer)
+        records = await super()._fetch_records(consumer, unpaused, timeout=timeout, max_records=max_records)
         # No await stands between the poll and this line, so the positions are exactly those after these records. They
         # are what lets the end of a partition be recognised when its last offsets hold markers and no records.
-        self.consumer.note_positions(self._positions(consumer, active_partitions))
+        self.consumer.note_poll(_Polled(self._positions(consumer), dict(self._sought)))
         return records  # type: ignore[no-any-return]
 
-    def _positions(self, consumer: AIOKafkaConsumer, tps: Iterable[TP]) -> dict[TP, int]:
+    def _positions(self, consumer: AIOKafkaConsumer) -> dict[TP, int]:
         assignment = consumer._subscription.subscription and consumer._subscription.subscription.assignment
         if not assignment:
             return {}
         found = {}
-        for tp in tps:
-            if tp in assignment.tps:
-                state = assignment.state_value(tp)
-                if state is not None and state.has_valid_position:
-                    found[tp] = state.position
+        for tp in assignment.tps:
+            state = assignment.state_value(tp)
+            if state is not None and state.has_valid_position:
+                found[TP(tp.topic, tp.partition)] = state.position
         return found
+
+    async def seek_in(self, epoch: int, tp: TP, offset: int) -> None:
+        """Carry a seek out, in this thread, and remember that what is polled from now on belongs to `epoch`."""
+        self._ensure_consumer().seek(TopicPartition(tp.topic, tp.partition), offset)
+        self._sought[tp] = epoch
 
 
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
@@ -162,10 +207,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._in_flight = 0
         self._room = asyncio.Event()
         self._room.set()
-        self._noted: dict[TP, int] = {}
+        self._polled = _Polled({}, {})
+        self._epochs: defaultdict[TP, int] = defaultdict(int)  # counts what made earlier polls void
         self._read: dict[TP, int] = {}
         self._ends: dict[TP, tuple[int, float]] = {}
         super().__init__(*args, **kwargs)
+        self._read_offset = _NotKept()
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
         return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -181,9 +228,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """Records delivered and not yet acknowledged."""
         return self._in_flight
 
-    def note_positions(self, positions: dict[TP, int]) -> None:
+    def note_poll(self, polled: _Polled) -> None:
         """Called by the consumer thread after a poll, before its records reach `getmany`."""
-        self._noted = positions
+        self._polled = polled
 
     def note_end(self, tp: TP, end: int, asked_at: float) -> None:
         """Called by the consumer thread after a fetch: the log ended at `end` at some moment after `asked_at`."""
@@ -209,19 +256,23 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """Poll once; yield one message per partition that had records."""
         if not await self._wait_for_room(timeout):
             return
-        generation = self.app.consumer_generation_id
         records, _ = await self._wait_next_records(timeout)
         if records is None or self.should_stop or not self.flow_active:
             return  # what was fetched is fetched again after the seek that ends the rebalance
-        positions = self._noted
+        polled = self._polled
         for tp, batch in records.items():
-            if not self.flow_active or self.app.consumer_generation_id != generation:
+            if not self.flow_active:
                 return
-            if batch:
-                yield TP(tp.topic, tp.partition), self._deliver(TP(tp.topic, tp.partition), batch, generation)
-        self._read.update(positions)
+            if batch and self._counts(polled, tp):
+                yield TP(tp.topic, tp.partition), self._deliver(TP(tp.topic, tp.partition), batch)
+        self._read.update({tp: position for tp, position in polled.positions.items() if self._counts(polled, tp)})
 
-    def _deliver(self, tp: TP, records: Sequence[Any], generation: int) -> ConsumerMessage:
+    def _counts(self, polled: _Polled, tp: TP) -> bool:
+        """Whether the poll was made after the last seek of this partition, and nothing made it void since."""
+        return polled.sought.get(tp) == self._epochs[tp]
+
+    def _deliver(self, tp: TP, records: Sequence[Any]) -> ConsumerMessage:
+        generation = self.app.consumer_generation_id
         first, last = records[0], records[-1]
         token = self._chunks[tp].deliver(first.offset, last.offset)
         batch = RecordBatch(tp, records, generation, token)
@@ -281,8 +332,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     # -- rebalance and seek ------------------------------------------------------------------------------------------
 
     def forget(self, tps: Iterable[TP]) -> None:
-        """Drop what is known of these partitions' batches; acknowledgements of them will count for nothing."""
+        """Drop what is known of these partitions' batches; acknowledgements of them will count for nothing.
+
+        Nothing of them is delivered until `start_from`.
+        """
         for tp in tps:
+            self._epochs[tp] += 1
             self._chunks[tp].forget()
             self._read.pop(tp, None)
             self._ends.pop(tp, None)
@@ -305,12 +360,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def perform_seek(self) -> None:
-        """After a rebalance: seek to where the store says, or, without a `resume` callback, to Kafka's commits."""
+        """After a rebalance: nothing flows until `resume` has said from where."""
+        assert self.resume is not None, "resume is set before the app starts"
         assigned = self.assignment()
         self.forget(assigned)
-        if self.resume is None:
-            await super().perform_seek()
-            return
         self.pause_partitions(assigned)
         await self.resume(assigned, self.app.consumer_generation_id)
 
@@ -318,13 +371,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """Seek these partitions and let them flow. Called by the pipeline once it knows their state."""
         for tp, offset in offsets.items():
             self.forget([tp])
-            await self._thread.call_thread(self._seek_now, tp, offset)
-            self._read_offset[tp] = None
+            await self._thread.call_thread(self._thread.seek_in, self._epochs[tp], tp, offset)
             self._read[tp] = offset
         self.resume_partitions(offsets)
-
-    async def _seek_now(self, tp: TP, offset: int) -> None:
-        self._thread._ensure_consumer().seek(TopicPartition(tp.topic, tp.partition), offset)
 
     async def begin_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
         """First offsets that these partitions still hold, asked of the broker now. Raises KafkaError."""

@@ -32,7 +32,7 @@ def labels(seed: int, n: int) -> np.ndarray:
 def test_ftrl_follows_its_paper() -> None:
     levels, y = np.array([[1, 5, 0], [1, 6, 0], [2, 5, 9], [1, 5, 0]], np.int32), np.array([1, 0, 1, 1], np.float32)
     z, n, bias = np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32), np.zeros((1, 2), np.float32)
-    ftrl_learn(levels, np.zeros(4, np.int32), y, z, n, bias)
+    ftrl_learn(levels, np.zeros(4, np.int32), y, np.ones(4, np.float32), z, n, bias)
     plain: dict[object, tuple[float, float]] = {}
 
     def weight(key: object) -> float:
@@ -54,7 +54,7 @@ def test_ftrl_follows_its_paper() -> None:
 def test_counts_are_smoothed_rates_against_the_prior() -> None:
     positive, seen, totals = np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32), np.zeros((1, 2))
     levels, y = np.array([[3]] * 8 + [[4]] * 4, np.int32), np.array([1] * 6 + [0] * 6, np.float32)
-    add_counts(levels, np.zeros(12, np.int32), y, positive, seen, totals)
+    add_counts(levels, np.zeros(12, np.int32), y, np.ones(12, np.float32), positive, seen, totals)
     out = np.empty((3, 1, 1, 2), np.float32)
     read_counts(np.array([[3], [9], [0]], np.int32), positive, seen, totals, out)
     prior = 6.5 / 13
