@@ -7,6 +7,8 @@ import asyncio
 import time
 from typing import Any
 
+from faust.types import TP
+
 from streams.app import WorkerOptions, create_app
 from streams.bench.contestants import Order, Result, given_order, leave
 from streams.settings import Settings
@@ -33,6 +35,13 @@ async def main(order: Order) -> None:
                 done.set()
 
     consumer: BatchConsumer = app.consumer
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def resume(tps: set[TP], _generation: int) -> None:
+        # Not awaited here: the transport must return from its rebalance before it can seek.
+        tasks.add(asyncio.create_task(consumer.start_from(dict.fromkeys(tps, 0))))
+
+    consumer.resume = resume
     await app.start()
     ended = asyncio.create_task(app.wait_until_stopped())
     finished = asyncio.create_task(done.wait())
