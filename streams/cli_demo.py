@@ -62,8 +62,10 @@ class Progress:
 @click.command()
 @options("json", "debug")
 @click.option("--exit", "leave", is_flag=True, help="end when the sessions are learned (so does a missing terminal)")
-@click.option("--limit", type=click.IntRange(1), help="visits to replay instead of all")
-def demo(as_json: bool, debug: bool, leave: bool, limit: int | None) -> None:
+@click.option(
+    "--limit", type=click.IntRange(0), default=200_000, show_default=True, help="visits to replay; 0 is all 357,379"
+)
+def demo(as_json: bool, debug: bool, leave: bool, limit: int) -> None:
     """Show it: broker, store and worker on this machine, real sessions, live numbers, and what was learned.
 
     Nothing needs to be installed beforehand and nothing is left behind. On a terminal it keeps running until Ctrl-C, so
@@ -87,7 +89,7 @@ def demo(as_json: bool, debug: bool, leave: bool, limit: int | None) -> None:
             stop = threading.Event()
             threading.Thread(target=_supervise, args=(local, stop), daemon=True).start()
             try:
-                found, rate = _run(local.settings, limit, began)
+                found, rate = _run(local.settings, limit or None, began)
                 if as_json:
                     print_json(found)
                 else:

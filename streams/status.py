@@ -105,25 +105,24 @@ def me() -> str:
 async def read_status(settings: Settings, store: Store) -> Status:
     """Ask the store and the broker. Raises StoreError, BrokerError, ConfigError when topics are missing."""
     names = (settings.topics.visits, settings.topics.outcomes)
-    facts = await asyncio.to_thread(broker.describe, settings.kafka, names)
+    seen = await asyncio.to_thread(broker.survey, settings.kafka, names)
+    facts = seen.topics
     if missing := [name for name in names if name not in facts]:
         raise ConfigError(
             f"no topic {', '.join(missing)} on {settings.kafka}: create them with `url2vec topics --create`"
         )
     partitions = range(min(facts[name].partitions for name in names))
-    ends = await asyncio.to_thread(broker.end_offsets, settings.kafka, [(n, p) for n in names for p in partitions])
-    cluster = await asyncio.to_thread(broker.cluster_id, settings.kafka)
     positions = await asyncio.gather(*(store.position(p) for p in partitions))
     reports = [msgspec.msgpack.decode(blob, type=WorkerReport) for blob in await store.reports()]
     ids = tuple(facts[name].topic_id for name in names)
     lag = 0
     for partition, position in zip(partitions, positions, strict=True):
         log = position.log
-        same = log is not None and (log.cluster, log.visits_topic, log.outcomes_topic) == (cluster, *ids)
+        same = log is not None and (log.cluster, log.visits_topic, log.outcomes_topic) == (seen.cluster, *ids)
         read = (
             (position.visits, position.outcomes) if same else (0, 0)
         )  # offsets of another log say nothing of this one
-        lag += sum(max(0, ends[name, partition] - at) for name, at in zip(names, read, strict=True))
+        lag += sum(max(0, seen.ends[name, partition] - at) for name, at in zip(names, read, strict=True))
     return gather(positions, reports, lag)
 
 

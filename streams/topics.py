@@ -51,6 +51,27 @@ def describe(kafka: str, names: Iterable[str], limit_s: float = DEFAULT_LIMIT_S)
         return _describe(admin, kafka, list(names))
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What one connection told: the cluster's id, facts of the topics that exist, and where their partitions end."""
+
+    cluster: str
+    topics: dict[str, TopicFacts]
+    ends: dict[tuple[str, int], int]
+
+
+def survey(kafka: str, names: Iterable[str], limit_s: float = DEFAULT_LIMIT_S) -> Survey:
+    """Everything that a status needs, asked over one connection, since connecting costs most. Raises BrokerError."""
+    with _admin(kafka, limit_s) as admin:
+        cluster = str(admin.describe_cluster()["cluster_id"] or "")
+        facts = _describe(admin, kafka, list(names))
+        asked = [(name, partition) for name, fact in facts.items() for partition in range(fact.partitions)]
+        ends = _listed(admin, asked, OffsetSpec.LATEST, limit_s)
+    if ends and cluster.startswith(EMBEDDED_PREFIX):
+        ends = _high_watermarks(kafka, ends, limit_s)
+    return Survey(cluster, facts, ends)
+
+
 def create(
     kafka: str, names: Iterable[str], partitions: int, replication: int = 1, limit_s: float = DEFAULT_LIMIT_S
 ) -> list[str]:
@@ -114,11 +135,18 @@ def begin_offsets(
 def _offsets(
     kafka: str, partitions: Iterable[tuple[str, int]], spec: OffsetSpec, limit_s: float
 ) -> dict[tuple[str, int], int]:
-    asked = {TopicPartition(topic, partition): spec for topic, partition in partitions}
+    asked = list(partitions)
     if not asked:
         return {}
     with _admin(kafka, limit_s) as admin:
-        found = admin.list_partition_offsets(asked, timeout_ms=int(limit_s * 1000))
+        return _listed(admin, asked, spec, limit_s)
+
+
+def _listed(
+    admin: Any, partitions: Iterable[tuple[str, int]], spec: OffsetSpec, limit_s: float
+) -> dict[tuple[str, int], int]:
+    asked = {TopicPartition(topic, partition): spec for topic, partition in partitions}
+    found = admin.list_partition_offsets(asked, timeout_ms=int(limit_s * 1000)) if asked else {}
     return {(where.topic, where.partition): int(answer.offset) for where, answer in found.items()}
 
 
