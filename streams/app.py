@@ -216,6 +216,8 @@ class Worker:
             now = time.monotonic()
             rate = 0.5 * rate + 0.5 * (pipeline.visits_done - last_done) / (now - last_at)
             last_done, last_at = pipeline.visits_done, now
+            if pipeline.caught_up():
+                pipeline.progressed_at = now  # nothing to do is not a stall
             report = WorkerReport(
                 id=me(),
                 pid=os.getpid(),

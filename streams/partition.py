@@ -105,11 +105,20 @@ class PartitionState:
         """Those whose state must be read from the store before they can be scored."""
         return [name for name in dict.fromkeys(visitor_ids) if name not in self._visitors]
 
-    def meet(self, asked: Sequence[str], found: Mapping[str, bytes]) -> None:
-        """Take in what the store knows of the visitors `asked` for; those it does not know are new."""
+    def meet(self, asked: Sequence[str], found: Mapping[str, bytes]) -> list[str]:
+        """Take in what the store knows of the visitors `asked` for; those it does not know are new.
+
+        Returns a sentence for each whose state cannot be read: the visitor counts as new, the stream goes on.
+        """
+        unreadable = []
         for name in asked:
             blob = found.get(name)
-            self._visitors[name] = None if blob is None else Visitor.decode(blob)
+            try:
+                self._visitors[name] = None if blob is None else Visitor.decode(blob)
+            except ValueError as error:
+                self._visitors[name] = None
+                unreadable.append(f"partition {self.number}: {error}; the visitor counts as new")
+        return unreadable
 
     def visitor(self, visitor_id: str) -> Visitor | None:
         """State of a visitor that was met, None when it is new."""

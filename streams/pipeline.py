@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from faust.types import TP
@@ -41,6 +42,8 @@ from streams.transport import MAX_POLL_RECORDS, BatchConsumer, Producer, RecordB
 from streams.watermark import Input
 
 Result = TypeVar("Result")
+
+ENDS_STALE_S = 5.0  # fetches answer ten times a second; a consumer that has none for this long is stuck, not idle
 
 
 class Pipeline:
@@ -168,7 +171,8 @@ class Pipeline:
             found = await until_it_answers(
                 lambda: self.store.visitors(state.number, state.position.epoch, asked), self.say, self.must_give_up
             )
-            state.meet(asked, found)
+            for sentence in state.meet(asked, found):
+                self.say(sentence)
 
     def _emit(self, decoded: Sequence[Decoded], answers: Answers) -> None:
         arrivals: dict[int, list[int]] = {}
@@ -304,6 +308,16 @@ class Pipeline:
             for topic in (topics.visits, topics.outcomes):
                 self._processed.pop(TP(topic, number), None)
 
+    def caught_up(self) -> bool:
+        """Whether everything that is known to be in the owned partitions has been processed, as of the last seconds."""
+        topics, now = self.settings.topics, time.monotonic()
+        for number in self.states:
+            for tp in (TP(topics.visits, number), TP(topics.outcomes, number)):
+                end, position = self.consumer.end_as_of(tp), self.consumer.read_position(tp)
+                if end is None or position is None or position < end[0] or now - end[1] > ENDS_STALE_S:
+                    return False
+        return bool(self.states) and not self._waiting
+
     def must_give_up(self) -> bool:
         """Whether to stop waiting for the store, because a rebalance has waited for this worker long enough."""
         return self.yielding_since is not None and time.monotonic() - self.yielding_since > 3.0
@@ -353,4 +367,5 @@ class Pipeline:
                 await asyncio.wait_for(self.snapshot(), 3)
             except AWAY as error:
                 self.say(f"stopped without a last checkpoint ({error}); records since the one before are read again")
-        await self.consumer.commit()
+        with suppress(*AWAY):  # Kafka's own commits only serve whoever watches the lag there
+            await asyncio.wait_for(self.consumer.commit(), 2)
