@@ -109,11 +109,14 @@ class Learner:
 
     def _next_urls(self, rows: I32) -> list[list[tuple[str, float]]]:
         names = self._urls.vocabulary.names
-        after, share = self._urls.successors(rows, SUCCESSORS)
-        return [
+        # A micro-batch visits few distinct URLs: visits of the same one share one list.
+        distinct, place = np.unique(rows, return_inverse=True)
+        after, share = self._urls.successors(distinct, SUCCESSORS)
+        lists = [
             [(names[r], s) for r, s in zip(these, shares, strict=True) if r >= 0 and names[r]]
             for these, shares in zip(after.tolist(), share.tolist(), strict=True)
         ]
+        return [lists[at] for at in place.tolist()]
 
     def _hits(self, before: I32, found: I32, first: NDArray[np.bool_]) -> NDArray[np.int8]:
         proposed, _ = self._urls.successors(before, SUCCESSORS)

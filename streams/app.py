@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -67,13 +66,19 @@ def new_learner(settings: Settings) -> Learner:
     return Learner(model_settings(settings), [task.name for task in settings.tasks])
 
 
+class App(faust.App):  # type: ignore[misc]
+    """Faust's app without its data folder: nothing is kept on this machine, and a killed worker could not tidy up."""
+
+    def _create_directories(self) -> None:
+        return
+
+
 def create_app(settings: Settings, options: WorkerOptions) -> faust.App:
     """The Faust app: one agent over both input topics, fed with record batches."""
-    return faust.App(
+    return App(
         settings.group,
         broker=[URL(f"batches://{address}") for address in settings.kafka.split(",")],
         store="memory://",
-        datadir=tempfile.mkdtemp(prefix="url2vec-"),  # Faust wants one; nothing of ours is ever in it
         version=1,
         autodiscover=False,
         broker_session_timeout=options.session_timeout_s,

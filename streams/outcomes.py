@@ -354,7 +354,8 @@ class OutcomeJoin:
         """The first deadline of a visit that is still of interest."""
         if not visit.open:
             return visit.timestamp_ms + self._keep_ms
-        return visit.timestamp_ms + min(self._horizon_ms[name] for name in visit.open)
+        horizons = [self._horizon_ms[name] for name in visit.open]  # a generator is slow, and this runs once a visit
+        return visit.timestamp_ms + (horizons[0] if len(horizons) == 1 else min(horizons))
 
     def _push(self, visitor_id: str, due_ms: int) -> None:
         if due_ms < self._due.get(visitor_id, due_ms + 1):

@@ -75,7 +75,11 @@ class Steps:
         topic = self._settings.topics.visits
         probability, baseline = scored.probability.tolist(), scored.baseline.tolist()
         novelty, new_url = scored.novelty.tolist(), scored.new_url.tolist()
+        following: dict[int, list[NextUrl]] = {}  # visits of one URL share the learner's list, and so this one
         for i, item in enumerate(prepared):
+            urls = scored.next_urls[i]
+            if id(urls) not in following:
+                following[id(urls)] = [NextUrl(url, score) for url, score in urls]
             visit, number = item.read.visit, item.state.number
             answer = ScoredVisit(
                 event_id=visit.event_id,
@@ -86,7 +90,7 @@ class Steps:
                 scored_at_ms=scored_at_ms,
                 scores=dict(zip(self._task_names, probability[i], strict=True)),
                 baseline=dict(zip(self._task_names, baseline[i], strict=True)),
-                next_urls=[NextUrl(url, score) for url, score in scored.next_urls[i]],
+                next_urls=following[id(urls)],
                 novelty=novelty[i],
                 model=stamp,
                 source=Source(topic=topic, partition=number, offset=item.read.offset),
