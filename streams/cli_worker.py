@@ -35,11 +35,11 @@ def worker(
     Example:
       url2vec worker --kafka broker:9092 --redis redis://store:6379/0
     """
+    settings = resolve(kafka, redis, config)  # first: a mistake is answered before seconds of imports
     from streams.app import Worker, WorkerOptions, set_up_logging
     from streams.console import print_json, prose
 
     set_up_logging(debug)
-    settings = resolve(kafka, redis, config)
     given = WorkerOptions(web_host, web_port, duration_ms(session_timeout) / 1000)
 
     def ready() -> None:

@@ -137,7 +137,9 @@ class Store:
                 step = _step(last[0][0]) if last else 0
                 return Position(step=step, last_lesson=step)
         except RedisError as error:
-            raise StoreError(f"the position of partition {partition} cannot be read: {_reason(error)}") from error
+            raise StoreError(
+                f"the position of partition {partition} cannot be read from Redis: {_reason(error)}"
+            ) from error
         return Position(
             stored=True,
             step=int(found[b"step"]),
@@ -155,7 +157,9 @@ class Store:
             async for visitor, blob in self.client.hscan_iter(self.key(partition, "joins", epoch), count=1_000):
                 yield visitor.decode(), blob
         except RedisError as error:
-            raise StoreError(f"pending examples of partition {partition} cannot be read: {_reason(error)}") from error
+            raise StoreError(
+                f"partition {partition}: pending examples cannot be read from Redis: {_reason(error)}"
+            ) from error
 
     async def visitors(self, partition: int, epoch: int, names: Sequence[str]) -> dict[str, bytes]:
         """State of those of `names` that the store knows."""
@@ -170,7 +174,9 @@ class Store:
                 found.update({name: blob for name, blob in zip(missing, blobs, strict=True) if blob is not None})
                 missing = [name for name in missing if name not in found]
         except RedisError as error:
-            raise StoreError(f"visitors of partition {partition} cannot be read: {_reason(error)}") from error
+            raise StoreError(
+                f"visitors of partition {partition} cannot be read from Redis: {_reason(error)}"
+            ) from error
         return found
 
     def _generation(self) -> int:
@@ -201,7 +207,9 @@ class Store:
         except WatchError as error:
             raise StaleOffset(f"partition {partition} moved while its checkpoint was written") from error
         except RedisError as error:
-            raise StoreError(f"the checkpoint of partition {partition} cannot be written: {_reason(error)}") from error
+            raise StoreError(
+                f"the checkpoint of partition {partition} cannot be written to Redis: {_reason(error)}"
+            ) from error
 
     def _write(self, pipe: Any, checkpoint: Checkpoint) -> None:
         partition, to = checkpoint.partition, checkpoint.position
@@ -244,7 +252,9 @@ class Store:
         try:
             rows = await self.client.xrange(self.key(partition, "lessons"), min=f"({after}-0", count=limit)
         except RedisError as error:
-            raise StoreError(f"the lessons of partition {partition} cannot be read: {_reason(error)}") from error
+            raise StoreError(
+                f"the lessons of partition {partition} cannot be read from Redis: {_reason(error)}"
+            ) from error
         return [LessonEntry(_step(id_), int(row[b"after"]), row[b"lesson"]) for id_, row in rows]
 
     async def trim_lessons(self, through: Mapping[int, int]) -> None:
@@ -268,14 +278,16 @@ class Store:
                 pipe.pexpire(key, self._ttl_ms)
                 await pipe.execute()
         except RedisError as error:
-            raise StoreError(f"the snapshot of {len(blob):,} bytes cannot be written: {_reason(error)}") from error
+            raise StoreError(
+                f"the snapshot of {len(blob):,} bytes cannot be written to Redis: {_reason(error)}"
+            ) from error
 
     async def snapshots(self) -> list[tuple[int, dict[int, int], bytes]]:
         """The snapshots that are kept, newest first: (created, epoch ms; step of each partition; bytes)."""
         try:
             rows = await self.client.lrange(self.key("model", "snapshot"), 0, -1)
         except RedisError as error:
-            raise StoreError(f"the snapshot cannot be read: {_reason(error)}") from error
+            raise StoreError(f"the snapshot cannot be read from Redis: {_reason(error)}") from error
         found = []
         for row in rows:
             try:
@@ -297,7 +309,7 @@ class Store:
                 pipe.pexpire(index, self._ttl_ms)
                 await pipe.execute()
         except RedisError as error:
-            raise StoreError(f"the worker's report cannot be written: {_reason(error)}") from error
+            raise StoreError(f"the worker's report cannot be written to Redis: {_reason(error)}") from error
 
     async def leave(self, worker: str) -> None:
         """Say that a worker has stopped in order."""
@@ -314,7 +326,7 @@ class Store:
             keys = [self.key("workers", name.decode()) for name in names]
             return [blob for blob in await self.client.mget(keys) if blob is not None] if keys else []
         except RedisError as error:
-            raise StoreError(f"the workers' reports cannot be read: {_reason(error)}") from error
+            raise StoreError(f"the workers' reports cannot be read from Redis: {_reason(error)}") from error
 
 
 def _step(stream_id: bytes) -> int:

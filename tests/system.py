@@ -10,13 +10,14 @@ Nothing here reads a log of a worker to reach a verdict; logs are only shown whe
 
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
 import uuid
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,10 +180,17 @@ class Answered:
         return [line for line in self.err.splitlines() if line.strip()]
 
 
-def command(*arguments: str, limit_s: float = 60.0, cwd: Path | None = None) -> Answered:
-    """Run `url2vec …` to its end."""
+def command(
+    *arguments: str, limit_s: float = 60.0, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Answered:
+    """Run `url2vec …` to its end, with `environment` added to that of the tests."""
     done = subprocess.run(
-        [sys.executable, "-m", "streams.cli", *arguments], capture_output=True, text=True, timeout=limit_s, cwd=cwd
+        [sys.executable, "-m", "streams.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
     )
     return Answered(done.returncode, done.stdout, done.stderr)
 
