@@ -17,6 +17,7 @@ Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]  # key, valu
 
 # What remains of a rejected value that is too large for the broker together with its headers.
 CUT_BYTES = 900_000
+CUT_HEADER = "cut_from_bytes"
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 2.0
 
 
@@ -72,22 +73,34 @@ class Outbox:
         queue = self._queues[partition]
         while queue:
             topic, records, delivered = queue[0]
-            for batch in self._producer.pack(records):
-                await self._deliver(batch, topic, partition, records)
+            await self._send(topic, partition, records)
             queue.popleft()
             if delivered is not None:
                 delivered()
 
-    async def _deliver(self, batch: Any, topic: str, partition: int, records: list[Record]) -> None:
+    async def _send(self, topic: str, partition: int, records: list[Record]) -> None:
+        try:
+            for batch in self._producer.pack(records):
+                await self._deliver(batch, topic, partition)
+        except MessageSizeTooLargeError:
+            # What the broker takes is its own setting. Halves until it fits, then that one record is cut. Of what was
+            # sent before the one that did not fit, some is sent again, in order: as after a crash.
+            if len(records) > 1:
+                half = len(records) // 2
+                await self._send(topic, partition, records[:half])
+                await self._send(topic, partition, records[half:])
+                return
+            cut = _cut(records[0])
+            self._say(f"{topic}[{partition}]: a record is larger than the broker takes; what goes out is cut")
+            await self._send(topic, partition, [cut])
+
+    async def _deliver(self, batch: Any, topic: str, partition: int) -> None:
         pause_s, waiting = RETRY_FIRST_S, False
         while True:
             try:
                 await self._producer.send(batch, topic, partition)
             except MessageSizeTooLargeError:
-                self._say(f"{topic}[{partition}]: a record is larger than the broker takes; what goes out is cut")
-                for cut in self._producer.pack(map(_cut, records)):
-                    await self._deliver(cut, topic, partition, [])
-                return
+                raise
             except KafkaError as error:
                 if not waiting:
                     self._say(f"{topic}[{partition}] does not take records ({error!r}); trying again until it does")
@@ -101,9 +114,12 @@ class Outbox:
 
 
 def _cut(record: Record) -> Record:
+    """Half of its value, or what is below the usual bound; a key that is large itself is left out. Raises
+    MessageSizeTooLargeError where nothing is left to cut."""
     key, value, headers = record
-    size = str(len(key or b"") + len(value or b"")).encode()
-    if int(size) <= CUT_BYTES:
-        return record
-    kept_key = key if key is None or len(key) < CUT_BYTES // 10 else None
-    return kept_key, (value or b"")[:CUT_BYTES], [*headers, ("cut_from_bytes", size)]
+    if not value and key is None:
+        raise MessageSizeTooLargeError("the broker takes not even a record without key and value")
+    if not any(name == CUT_HEADER for name, _ in headers):
+        headers = [*headers, (CUT_HEADER, str(len(key or b"") + len(value or b"")).encode())]
+    kept_key = key if value and len(key or b"") < CUT_BYTES // 10 else None
+    return kept_key, (value or b"")[: min(CUT_BYTES, len(value or b"") // 2)], headers
