@@ -32,7 +32,7 @@ async def until_it_answers(
                 raise
             if now - said_at > SAY_AGAIN_S or not said_at:
                 away_since, said_at = away_since or now, now
-                say(f"{error or type(error).__name__}; waiting, nothing is lost, trying again until it answers")
+                say(f"{str(error) or type(error).__name__}; waiting, nothing is lost, trying again until it answers")
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         else:

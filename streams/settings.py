@@ -25,7 +25,7 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")  # what Kafka allows in the name of 
 
 def duration_ms(text: str) -> int:
     """Milliseconds in `500ms`, `0.5s`, `30m`, `2h` or `7d`. Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(ms|s|m|h|d)\s*", text)
     if match is None:
         raise ConfigError(f"{text!r} is no duration: write a number and a unit (ms, s, m, h, d), as in '30m'")
     return round(float(match[1]) * UNITS_MS[match[2]])
@@ -147,7 +147,12 @@ def _tasks(declared: Mapping[str, _Task], gap_ms: int) -> tuple[Task, ...]:
         if not task.outcomes:
             raise ConfigError(f'the task {name!r} listens for no outcome: give it outcomes = ["…"]')
     return tuple(
-        Task(name=name, outcomes=frozenset(task.outcomes), horizon_ms=duration_ms(task.horizon), scope=task.scope)
+        Task(
+            name=name,
+            outcomes=frozenset(task.outcomes),
+            horizon_ms=_positive(f"the horizon of the task {name!r}", duration_ms(task.horizon)),
+            scope=task.scope,
+        )
         for name, task in declared.items()
     )
 
@@ -156,7 +161,7 @@ def kafka_address(text: str) -> str:
     """`host:port[,host:port…]` with the port checked. Raises ConfigError."""
     for part in text.split(","):
         host, _, port = part.strip().rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigError(f"the Kafka address {text!r} is not host:port[,host:port…]")
     return ",".join(part.strip() for part in text.split(","))
 
@@ -164,12 +169,13 @@ def kafka_address(text: str) -> str:
 def redis_address(text: str) -> str:
     """A `redis://`, `rediss://` or `unix://` URL; `host:port` is completed. Raises ConfigError without the password."""
     url = text if "://" in text else f"redis://{text}/0"
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         reachable = parts.port is not None or parts.hostname or parts.scheme == "unix"
-    except ValueError:
+        reachable = reachable and parts.scheme in {"redis", "rediss", "unix"}
+    except ValueError:  # a port that is no number, a bracket that does not close
         reachable = False
-    if parts.scheme not in {"redis", "rediss", "unix"} or not reachable:
+    if not reachable:
         raise ConfigError("the Redis address is not redis://host:port/db, rediss://… or host:port")
     return url
 
