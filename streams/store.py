@@ -27,6 +27,7 @@ url2vec:T:lessons             stream  what the partition taught, one entry a ste
 afresh with it; what was learned, and the counters, stay.
 """
 
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -35,6 +36,7 @@ from typing import Any
 
 import msgspec
 import redis.asyncio
+import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, WatchError
@@ -205,6 +207,11 @@ class Store:
                 self._write(pipe, checkpoint)
                 await pipe.execute()
         except WatchError as error:
+            # The client says the same of a connection that broke; then nobody knows whether it arrived.
+            if isinstance(error.__context__, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
+                raise StoreError(
+                    f"the checkpoint of partition {partition} got no answer from Redis: {_reason(error.__context__)}"
+                ) from error
             raise StaleOffset(f"partition {partition} moved while its checkpoint was written") from error
         except RedisError as error:
             raise StoreError(
@@ -335,4 +342,7 @@ def _step(stream_id: bytes) -> int:
 
 def _reason(error: RedisError) -> str:
     """What Redis or the connection said, without anything of the URL (which may hold a password)."""
+    system = error.__context__
+    if isinstance(system, OSError) and system.errno:  # the client's own words are "Error 111 connecting to ..."
+        return os.strerror(system.errno) if system.errno > 0 else str(system.strerror)
     return str(error).split(" connecting to ")[0].strip() or type(error).__name__
