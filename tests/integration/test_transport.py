@@ -372,10 +372,8 @@ async def test_an_end_is_not_confirmed_by_a_fetch_that_failed(log: Log, member: 
 
 @pytest.mark.parametrize("commit", [True, False], ids=["committed", "aborted"])
 async def test_transaction_markers_hold_back_neither_the_end_nor_commits(
-    log: Log, member: Member, commit: bool, request: pytest.FixtureRequest
+    log: Log, member: Member, commit: bool
 ) -> None:
-    if "tansu" in request.node.name:
-        pytest.skip("the embedded broker does not open transactions")
     tp, _ = log.twins()
     await log.write_transaction(tp, 3, commit)  # 0 to 2, marker at 3
     await eventually(lambda: (member.consumer.end_as_of(tp) or (0,))[0] == 4, what="the marker, which comes by itself")
