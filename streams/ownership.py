@@ -17,7 +17,7 @@ import msgspec
 from faust.types import TP
 
 from streams import topics as broker
-from streams.errors import ConfigError
+from streams.errors import BrokerError, ConfigError
 from streams.partition import PartitionState, Summary
 from streams.patience import AWAY, until_it_answers
 from streams.pipeline import Pipeline
@@ -35,6 +35,7 @@ class Ownership:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ready = asyncio.Event()
         pipeline.reread = self._reread  # type: ignore[method-assign]
+        pipeline.identify = self._identify_again  # type: ignore[method-assign]
 
     async def identify(self) -> LogIdentity:
         """The log that the two input topics are. Raises BrokerError, ConfigError when topics are missing or uneven."""
@@ -50,6 +51,13 @@ class Ownership:
         self._pipeline.partitions = range(widths[names.visits])
         cluster = await asyncio.to_thread(broker.cluster_id, kafka)
         return LogIdentity(cluster, facts[names.visits].topic_id, facts[names.outcomes].topic_id)
+
+    async def _identify_again(self) -> LogIdentity:
+        """As `identify`, of a pipeline that worked before: topics that are missing now are waited for."""
+        try:
+            return await self.identify()
+        except ConfigError as error:
+            raise BrokerError(str(error)) from error
 
     # -- assignment --------------------------------------------------------------------------------------------------
 
@@ -79,7 +87,9 @@ class Ownership:
         uneven = [n for n in numbers if not {TP(names.visits, n), TP(names.outcomes, n)} <= tps]
         assert not uneven, f"partitions {uneven} came without their twin: the assignor does not co-partition"
         async with pipeline.lock:
-            log = await until_it_answers(self.identify, pipeline.say)
+            connections = pipeline.consumer.connection_changes
+            identify = self._identify_again if self.ready.is_set() else self.identify
+            log = await until_it_answers(identify, pipeline.say)
             sound, pipeline.model_is_sound = pipeline.model_is_sound, False  # if this is cancelled, nobody knows
             if sound:
                 others = [number for number in pipeline.partitions if number not in pipeline.states]
@@ -97,6 +107,7 @@ class Ownership:
                 {TP(names.visits, s.number): s.visits for s in states}
                 | {TP(names.outcomes, s.number): s.outcomes for s in states}
             )
+            pipeline.identified_at = connections
             self.ready.set()
 
     async def _catch_up(self, others: Sequence[int]) -> None:

@@ -37,7 +37,7 @@ from streams.patience import AWAY, until_it_answers
 from streams.replica import MissingLessons, Replica
 from streams.scoring import Answers, Steps
 from streams.settings import Settings
-from streams.store import Checkpoint, Store
+from streams.store import Checkpoint, LogIdentity, Store
 from streams.transport import MAX_POLL_RECORDS, BatchConsumer, Producer, RecordBatch
 from streams.watermark import Input
 
@@ -62,6 +62,7 @@ class Pipeline:
         self.model_is_sound = False  # False when the model holds lessons that the store does not
         self.yielding_since: float | None = None  # when a rebalance began to wait for this worker
         self.latency, self.freshness = RecentDurations(), RecentDurations()
+        self.identified_at = -1  # the transport's count of connections when the log was last identified
         self.progressed_at = time.monotonic()
         self.visits_done = 0
         self._decoder = RecordDecoder(settings)
@@ -214,6 +215,13 @@ class Pipeline:
     async def checkpoint(self) -> None:
         """Put all that changed into the store, then acknowledge. Partitions that the store refuses are dropped and reread."""
         states = list(self.states.values())
+        if states and not await self._same_log(states):
+            self.drop([state.number for state in states])
+            self._to_ack.clear()
+            self.model_is_sound = False
+            if self.yielding_since is None:
+                await self._reread(states)
+            return
         await self._settle(states)
         await self._delivered(states)
         moved = [state for state in states if state.moved]
@@ -295,6 +303,25 @@ class Pipeline:
         self.consumer.pause_partitions(tps)
         self.consumer.forget(tps)
         await self.reread(tps)
+
+    async def _same_log(self, states: Sequence[PartitionState]) -> bool:
+        """Whether what was fetched came from the log that the offsets belong to; asked after each new connection.
+
+        A broker that comes back empty, and fills again past the offset that was reached before, would otherwise go
+        unnoticed until the group forms anew, and its records would be counted under the old log and then once more.
+        """
+        changes = self.consumer.connection_changes
+        if changes != self.identified_at:
+            log = await until_it_answers(self.identify, self.say, self.must_give_up)
+            if any(state.position.log != log for state in states):
+                self.say("the broker came back with another log; what was read of it since is dropped and read again")
+                return False
+            self.identified_at = changes
+        return True
+
+    async def identify(self) -> LogIdentity:
+        """Set by `streams.ownership`: which log the input topics are. Raises BrokerError."""
+        raise NotImplementedError
 
     async def reread(self, tps: set[TP]) -> None:
         """Set by `streams.ownership`: bring these partitions back from the store."""

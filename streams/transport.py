@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import ConnectionGroup
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 from faust.serializers.schemas import Schema
@@ -111,6 +112,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._sought: dict[TP, int] = {}
+        self._connections: dict[int, Any] = {}  # node → the connection that its last fetch used
         super().__init__(*args, **kwargs)
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
@@ -152,6 +154,8 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             ]
             before = {tp: state.timestamp for tp in tps if (state := assignment.state_value(tp)) is not None}
             result = await fetch(assignment, node_id, request)
+            # Before anybody can see what this fetch brought: whether it came from where the one before it came from.
+            self._note_connection(node_id)
             if assignment.active:
                 for tp, answered_ms in before.items():
                     state = assignment.state_value(tp)
@@ -162,6 +166,12 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             return result
 
         fetcher._proc_fetch_request = noting
+
+    def _note_connection(self, node_id: int) -> None:
+        connection = self._ensure_consumer()._client._conns.get((node_id, ConnectionGroup.DEFAULT))
+        if self._connections.get(node_id) is not connection:
+            self._connections[node_id] = connection
+            self.consumer.connection_changes += 1
 
     async def _fetch_records(
         self,
@@ -200,6 +210,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     consumer_stopped_errors: ClassVar[tuple[type[BaseException], ...]] = driver.Consumer.consumer_stopped_errors
     max_in_flight: int = 20_000  # records; the worker sets it from its settings
     resume: Resume | None = None
+    # Rises whenever fetches come over another connection than before: a broker that was away may be another, or empty, and
+    # whoever keeps offsets asks for the identity of the log again before relying on them.
+    connection_changes: int = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._chunks: defaultdict[TP, DeliveredChunks] = defaultdict(DeliveredChunks)
