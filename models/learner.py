@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.baseline import Baseline
 from models.classifier import Classifier
+from models.composition import relatives
 from models.counts import F32, I32
 from models.features import Features, layout_mark, parse
 from models.lesson import WHOLE, CorruptLesson, Example, Lesson, Steps
@@ -205,6 +206,15 @@ class Learner:
         row = self._row(url)
         names = self._urls.vocabulary.names
         return [] if row < 0 else [(names[r], cosine) for r, cosine in self._urls.nearest(row, k)]
+
+    def nearest_composed(self, url: str, k: int) -> tuple[str, list[tuple[str, float]]]:
+        """For a URL that was never visited: the prefix that it was composed from, and the k URLs nearest to that.
+
+        ("", []) where nothing is known under any prefix of it.
+        """
+        names = self._urls.vocabulary.names
+        prefix, rows = relatives(url, names)
+        return prefix, [(names[r], cosine) for r, cosine in self._urls.nearest_to_mean(rows, k)] if rows else []
 
     def vectors(self) -> tuple[list[str], F32]:
         """URLs with a name, and their vectors (urls, dims) of length one, in the same order."""

@@ -157,10 +157,21 @@ class URL2Vec:
 
     def nearest(self, row: int, k: int) -> list[tuple[int, float]]:
         """The k rows with the highest cosine, of those that co-occurred with anything and have a name."""
+        return self._nearest(self.vectors[row] / np.float32(self.radius), k, row)
+
+    def nearest_to_mean(self, rows: list[int], k: int) -> list[tuple[int, float]]:
+        """The k rows nearest to where a URL like these may stand: their mean, each weighed by the logarithm of its mass."""
+        weight = np.log1p(self.mass[rows])[:, None]
+        mean = (self.vectors[rows] * weight).sum(axis=0)
+        length = float(np.linalg.norm(mean))
+        return self._nearest(mean / np.float32(length), k) if length > 0 else []
+
+    def _nearest(self, unit: F32, k: int, but: int | None = None) -> list[tuple[int, float]]:
         n = self.vocabulary.count
-        cosine = self.vectors[:n] @ self.vectors[row] / self.radius**2
+        cosine = self.vectors[:n] @ unit / self.radius
         cosine[self.mass[:n] <= 0] = -2
-        cosine[row] = -2
+        if but is not None:
+            cosine[but] = -2
         best = np.argsort(-cosine, kind="stable")
         named = [int(r) for r in best[: k + 64] if cosine[r] > -2 and self.vocabulary.names[int(r)]]
         return [(r, float(cosine[r])) for r in named[:k]]

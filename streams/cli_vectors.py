@@ -45,16 +45,23 @@ def nearest(
 ) -> None:
     """The URLs whose live vectors are nearest to that of URL, by cosine.
 
+    A URL that was never visited is composed from those that share most of its address, and that is said.
+
     \b
     Example:
       url2vec nearest https://en.wikipedia.org/wiki/Bee -k 5
     """
     learner = asyncio.run(live_model(resolve(kafka, redis, config)))
-    if not learner.knows(url):
-        raise Failed(
-            f"{plain(url)} was never visited, or not since it was learned; `url2vec tail` shows URLs as they come"
-        )
-    near = [{"url": other, "similarity": round(similarity, 4)} for other, similarity in learner.nearest(url, count)]
+    if learner.knows(url):
+        found = learner.nearest(url, count)
+    else:
+        prefix, found = learner.nearest_composed(url, count)
+        if not found:
+            raise Failed(
+                f"{plain(url)} was never visited, nor anything on its host; `url2vec tail` shows URLs as they come"
+            )
+        prose.print(f"never visited: composed from what is known under {plain(prefix)}", markup=False)
+    near = [{"url": other, "similarity": round(similarity, 4)} for other, similarity in found]
     if as_json:
         print_json(near)
         return
