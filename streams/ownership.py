@@ -145,7 +145,7 @@ class Ownership:
         offsets = {}
         for topic, offset in ((names.visits, position.visits), (names.outcomes, position.outcomes)):
             begin = begins[TP(topic, number)]
-            if offset < begin and position.stored:
+            if offset < begin and position.mark:
                 self._pipeline.say(
                     f"{topic}[{number}]: {begin - offset:,} records were deleted by retention before they were read; "
                     f"going on at offset {begin:,}"

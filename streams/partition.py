@@ -6,6 +6,7 @@ kept in a bounded cache; those that changed since the last checkpoint stay whate
 them yet.
 """
 
+import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -174,10 +175,10 @@ class PartitionState:
             visitors[name] = visitor.encode()
         return Checkpoint(
             partition=self.number,
-            expected_step=self.position.step if self.position.stored else None,
+            expected=self.position.mark or None,
             position=replace(
                 self.position,
-                stored=True,
+                mark=secrets.token_hex(8),
                 step=self.position.step + 1,
                 visits=self.visits,
                 outcomes=self.outcomes,

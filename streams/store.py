@@ -3,7 +3,7 @@
 The rule, and what follows from it
 ----------------------------------
 A checkpoint of a partition is one transaction: sessions, pending examples, counters, what was learned, and the next
-offsets of both topics move together or not at all. It is a compare-and-set: the store must still hold the `step` that the
+offsets of both topics move together or not at all. It is a compare-and-set: the store must still hold the `mark` that the
 worker moved from, else `StaleOffset`. So
 
 * after a crash a worker resumes at exactly the records whose effects are not in the state;
@@ -13,11 +13,11 @@ worker moved from, else `StaleOffset`. So
   reads the state that is there, and reads the records after it again.
 
 A commit whose answer was lost (the connection broke during EXEC) is asked about before it is tried again: the store
-remembers the `writer` of its last step.
+holds the mark of the step that it took.
 
 Keys, all with a time to live, T = `{<visits topic>-<group>:<partition>}`
 ------------------------------------------------------------------------
-url2vec:T:position            hash    step, offsets, identity of the log, writer, summary
+url2vec:T:position            hash    step, mark, offsets, identity of the log, summary
 url2vec:T:visitors:<e>:<g>    hash    visitor → session state; g counts times to live: a visitor is written to the newest
                                       generation and read from the newest two, so that a visitor who stays away expires with
                                       its whole generation, without a time to live per visitor (Redis 6 and 7 have none)
@@ -29,7 +29,6 @@ afresh with it; what was learned, and the counters, stay.
 
 import os
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,9 +56,11 @@ class LogIdentity(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Position:
-    """Where a partition stands. `step` counts its checkpoints; `stored` is False when the store knows nothing of it."""
+    """Where a partition stands. `step` grows by one a checkpoint; `mark` is empty when the store knows nothing of it."""
 
-    stored: bool = False
+    mark: str = (
+        ""  # of this step alone, drawn at random: a step's number comes again after a store has lost its last writes
+    )
     step: int = 0
     epoch: int = 0
     visits: int = 0  # next offset to read of web-visits
@@ -73,11 +74,11 @@ class Position:
 class Checkpoint:
     """What one step of a partition writes.
 
-    `position` is the new one, `expected_step` what the store must still hold (None: nothing at all).
+    `position` is the new one, `expected` the mark of the position that the store must still hold (None: nothing at all).
     """
 
     partition: int
-    expected_step: int | None
+    expected: str | None
     position: Position
     visitors: Mapping[str, bytes] = field(default_factory=dict)
     joins: Mapping[str, bytes | None] = field(default_factory=dict)  # None deletes
@@ -98,7 +99,6 @@ class Store:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.writer = uuid.uuid4().hex
         self._ttl_ms = settings.visitor_ttl_ms * 2
         # Any: the library types each answer as decoded or not, and ours never are.
         self.client: Any = redis.asyncio.Redis.from_url(
@@ -136,14 +136,16 @@ class Store:
             if not found:
                 last = await self.client.xrevrange(self.key(partition, "lessons"), count=1)
                 # Lessons outlive a position that somebody deleted: steps go on after them, for a stream's ids only grow.
-                step = _step(last[0][0]) if last else 0
-                return Position(step=step, last_lesson=step)
+                lessons_at = _step(last[0][0]) if last else 0
+                # Steps begin at the clock, far above any count of steps, so that those of a store that was emptied are
+                # higher than those before: who follows the lessons sees them as new.
+                return Position(step=max(lessons_at, int(time.time() * 1000)), last_lesson=lessons_at)
         except RedisError as error:
             raise StoreError(
                 f"the position of partition {partition} cannot be read from Redis: {_reason(error)}"
             ) from error
         return Position(
-            stored=True,
+            mark=found[b"mark"].decode(),
             step=int(found[b"step"]),
             epoch=int(found[b"epoch"]),
             visits=int(found[b"visits"]),
@@ -187,7 +189,7 @@ class Store:
     async def commit(self, checkpoint: Checkpoint) -> None:
         """Move the partition's state and offsets in one step.
 
-        Raises StaleOffset when the store does not hold `checkpoint.expected_step`, StoreError when Redis is away: then the
+        Raises StaleOffset when the store does not hold `checkpoint.expected`, StoreError when Redis is away: then the
         same checkpoint may be committed again, and is recognised if it had arrived after all.
         """
         partition, to = checkpoint.partition, checkpoint.position
@@ -195,13 +197,14 @@ class Store:
         try:
             async with self.client.pipeline(transaction=True) as pipe:
                 await pipe.watch(key)
-                held, writer = await pipe.hmget(key, ["step", "writer"])
-                step = None if held is None else int(held)
-                if step == to.step and writer == self.writer.encode():
+                found = await pipe.hget(key, "mark")
+                held = None if found is None else found.decode()
+                if held == to.mark:
                     return  # it had arrived: only the answer was lost
-                if step != checkpoint.expected_step:
+                if held != checkpoint.expected:
                     raise StaleOffset(
-                        f"partition {partition}: the store is at step {step}, this worker came from {checkpoint.expected_step}"
+                        f"partition {partition}: the store {'holds nothing' if held is None else 'moved on'} since this worker "
+                        "read from it"
                     )
                 pipe.multi()
                 self._write(pipe, checkpoint)
@@ -246,7 +249,7 @@ class Store:
                 "log": msgspec.json.encode(to.log),
                 "last_lesson": last_lesson,
                 "summary": to.summary,
-                "writer": self.writer,
+                "mark": to.mark,
             },
         )
         for key in keys:

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import socket
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,14 @@ def store(open_store: Callable[[], Store]) -> Store:
 def step_after(position: Position, records: int = 1, **changes: Any) -> Checkpoint:
     """The checkpoint that a worker at `position` makes after some records."""
     to = dataclasses.replace(
-        position, stored=True, step=position.step + 1, visits=position.visits + records, log=LOG, summary=b"summary"
+        position,
+        mark=uuid.uuid4().hex,
+        step=position.step + 1,
+        visits=position.visits + records,
+        log=LOG,
+        summary=b"summary",
     )
-    return Checkpoint(2, position.step if position.stored else None, to, **changes)
+    return Checkpoint(2, position.mark or None, to, **changes)
 
 
 def after(checkpoint: Checkpoint) -> Position:
@@ -76,11 +82,16 @@ async def content(store: Store) -> dict[bytes, object]:
     return found
 
 
+def unknown(position: Position) -> bool:
+    """Whether the store knows nothing: only where steps would begin is given."""
+    return dataclasses.replace(position, step=0) == Position()
+
+
 # -- a checkpoint ----------------------------------------------------------------------------------------------------
 
 
 async def test_what_is_committed_comes_back(store: Store) -> None:
-    assert await store.position(2) == Position()
+    assert unknown(await store.position(2))
     checkpoint = step_after(
         Position(epoch=3, outcomes=7),
         visitors={"anna": b"a", "bert": b"\x00\xff"},
@@ -93,7 +104,7 @@ async def test_what_is_committed_comes_back(store: Store) -> None:
     assert [entry async for entry in store.joins(2, 3)] == [("anna", b"pending")]
     assert await store.visitors(2, 4, ["anna"]) == {}, "another epoch is another log"
     assert [entry async for entry in store.joins(2, 4)] == []
-    assert await store.position(1) == Position(), "another partition"
+    assert unknown(await store.position(1)), "another partition"
 
 
 async def test_a_join_that_is_settled_is_deleted(store: Store) -> None:
@@ -114,7 +125,7 @@ async def test_a_worker_that_lost_its_partition_is_refused_and_nothing_is_writte
     await owner.commit(step_after(after(taken_over), lesson=b"l"))
     before = await content(owner)
     late = step_after(after(first), visitors={"anna": b"old"}, joins={"anna": b"old"}, lesson=b"old")
-    with pytest.raises(StaleOffset, match="partition 2: the store is at step 3, this worker came from 1"):
+    with pytest.raises(StaleOffset, match="partition 2: the store moved on since this worker read from it"):
         await zombie.commit(late)
     assert await content(owner) == before
 
@@ -195,7 +206,7 @@ async def test_a_commit_whose_answer_was_lost_is_recognised_and_not_done_twice(
         await worker.commit(second)
         assert await content(witness) == before, "recognised"
         with pytest.raises(StaleOffset):
-            await witness.commit(dataclasses.replace(second, visitors={"anna": b"other"}))
+            await witness.commit(step_after(after(first), visitors={"anna": b"other"}))
         assert await content(witness) == before, "another worker's step of the same number is not ours"
         await worker.commit(step_after(after(second)))
         assert (await witness.position(2)).step == 3
@@ -211,12 +222,28 @@ async def test_an_emptied_store_refuses_the_old_worker_and_takes_a_new_one(open_
     second = step_after(after(first), lesson=b"l")
     await old.commit(second)
     await old.client.flushall()
-    with pytest.raises(StaleOffset, match="the store is at step None, this worker came from 2"):
+    with pytest.raises(StaleOffset, match="the store holds nothing since this worker read from it"):
         await old.commit(step_after(after(second)))
     assert await content(new) == {}
-    assert await new.position(2) == Position()
-    await new.commit(step_after(Position(), records=9))
+    found = await new.position(2)
+    assert unknown(found)
+    assert found.step > after(second).step, "whoever followed the lessons sees the new ones as new"
+    await new.commit(step_after(found, records=9))
     assert (await old.position(2)).visits == 9
+
+
+async def test_a_step_of_the_same_number_from_another_life_of_the_store_is_not_the_one_that_was_read(
+    open_store: Callable[[], Store],
+) -> None:
+    """The store lost its last writes, and another worker made steps of the same numbers since."""
+    old, new = open_store(), open_store()
+    first = step_after(Position())
+    await old.commit(first)
+    lost = step_after(after(first))
+    await new.commit(step_after(after(first), records=5))
+    with pytest.raises(StaleOffset):
+        await old.commit(step_after(after(lost), visitors={"anna": b"of a history that is gone"}))
+    assert await new.visitors(2, 0, ["anna"]) == {}
 
 
 async def test_steps_go_on_after_lessons_whose_position_was_deleted(store: Store) -> None:
@@ -224,10 +251,14 @@ async def test_steps_go_on_after_lessons_whose_position_was_deleted(store: Store
     await store.commit(checkpoint)
     await store.client.delete(store.key(2, "position"))
     found = await store.position(2)
-    assert (found.stored, found.step, found.last_lesson) == (False, 42, 42)
+    assert (found.mark, found.last_lesson) == ("", 42)
+    assert found.step >= 42
     following = step_after(found, lesson=b"m")
     await store.commit(following)
-    assert [(entry.step, entry.after) for entry in await store.lessons(2, 0)] == [(42, 0), (43, 42)]
+    assert [(entry.step, entry.after) for entry in await store.lessons(2, 0)] == [
+        (42, 0),
+        (following.position.step, 42),
+    ]
 
 
 # -- visitors --------------------------------------------------------------------------------------------------------

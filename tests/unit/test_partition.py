@@ -31,10 +31,11 @@ def seen(of: PartitionState, visitor_id: str) -> None:
 
 def test_a_checkpoint_moves_from_what_the_store_holds() -> None:
     fresh = state()
-    assert fresh.checkpoint(0, 0).expected_step is None
-    known = state(Position(stored=True, step=41, log=LOG))
+    assert fresh.checkpoint(0, 0).expected is None
+    known = state(Position(mark="m", step=41, log=LOG))
     made = known.checkpoint(0, 0)
-    assert (made.expected_step, made.position.step) == (41, 42)
+    assert (made.expected, made.position.step) == ("m", 42)
+    assert made.position.mark not in {"", "m"}
 
 
 def test_counters_watermark_and_offsets_come_back() -> None:
