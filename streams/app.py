@@ -29,10 +29,11 @@ from streams.ownership import Ownership
 from streams.pages import add_pages
 from streams.patience import AWAY, until_it_answers
 from streams.pipeline import Pipeline
+from streams.producer import Producer
 from streams.settings import Settings
 from streams.status import WorkerReport, me
 from streams.store import Store
-from streams.transport import BatchConsumer, BatchSchema, Producer
+from streams.transport import BatchConsumer, BatchSchema
 
 log = logging.getLogger("url2vec")
 

@@ -34,11 +34,12 @@ from streams.errors import BrokerError, StaleOffset
 from streams.latency import RecentDurations
 from streams.partition import Offsets, PartitionState
 from streams.patience import AWAY, until_it_answers
+from streams.producer import Producer
 from streams.replica import MissingLessons, Replica
 from streams.scoring import Answers, Steps
 from streams.settings import Settings
 from streams.store import Checkpoint, LogIdentity, Store
-from streams.transport import MAX_POLL_RECORDS, BatchConsumer, Producer, RecordBatch
+from streams.transport import MAX_POLL_RECORDS, BatchConsumer, RecordBatch
 from streams.watermark import Input
 
 Result = TypeVar("Result")
@@ -229,7 +230,9 @@ class Pipeline:
         if moved:
             step, urls = self.replica.learner.step, self.replica.learner.urls
             written = await self.in_compute_thread(lambda: [state.checkpoint(step, urls) for state in moved])
-            verdicts = await asyncio.gather(*(self._commit(part) for part in written))
+            # The first alone: where the store is away, one partition waits and says so, not each of them.
+            first = await self._commit(written[0])
+            verdicts = [first, *await asyncio.gather(*(self._commit(part) for part in written[1:]))]
             for state, part, stored in zip(moved, written, verdicts, strict=True):
                 if stored:
                     state.committed(part)

@@ -33,12 +33,12 @@ from typing import Any, ClassVar
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import ConnectionGroup
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import KafkaError
 from faust.serializers.schemas import Schema
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from streams.offsets import DeliveredChunks
+from streams.producer import Producer
 
 Resume = Callable[[set[TP], int], Awaitable[None]]
 
@@ -398,41 +398,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """Faust's own detectors judge single records; the pipeline's watchdog judges progress instead."""
 
 
-class Producer(driver.Producer):  # type: ignore[misc]
-    """Produces whole record batches, in order per partition."""
-
-    # Kafka refuses requests over 1 MB (`max.request.size`, `message.max.bytes`); headers and framing need some room.
-    MAX_BATCH_BYTES = 900_000
-
-    def pack(self, records: Iterable[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]]) -> list[Any]:
-        """Record batches, closed and ready to send, holding (key, value, headers) in order."""
-        batches = []
-        builder, count = self._producer.create_batch(), 0
-        for key, value, headers in records:
-            # append answers None when the batch is full: start the next one rather than lose the record.
-            while builder.append(key=key, value=value, timestamp=None, headers=headers) is None:
-                if not count:
-                    raise ValueError(f"a record of {len(value or b'')} bytes fits no batch")
-                builder.close()
-                batches.append(builder)
-                builder, count = self._producer.create_batch(), 0
-            count += 1
-        if count:
-            builder.close()
-            batches.append(builder)
-        return batches
-
-    async def send(self, batch: Any, topic: str, partition: int) -> None:
-        """Send one packed batch and wait until it is acknowledged. Raises KafkaError."""
-        await (await self._producer.send_batch(batch, topic, partition=partition))
-
-
 class Transport(driver.Transport):  # type: ignore[misc]
     """`batches://host:port`: the aiokafka driver with record batches as messages."""
 
     Consumer: ClassVar[type[BatchConsumer]] = BatchConsumer
     Producer: ClassVar[type[Producer]] = Producer
     driver_version = f"batches over {driver.Transport.driver_version}"
-
-
-__all__ = ["BatchConsumer", "BatchSchema", "KafkaError", "Producer", "Transport"]

@@ -16,7 +16,8 @@ import faust
 from faust.types import TP
 from yarl import URL
 
-from streams.transport import BatchConsumer, BatchSchema, Producer, RecordBatch
+from streams.producer import Producer
+from streams.transport import BatchConsumer, BatchSchema, RecordBatch
 
 SESSION_TIMEOUT_S = 6.0  # the least a real Kafka allows; the embedded broker holds a joining member for half of it
 
