@@ -144,9 +144,9 @@ class PartitionState:
             self.visits, self.outcomes = offsets.visits, offsets.outcomes
             self._moved = True
 
-    def due_to_settle(self) -> bool:
-        """Whether there are answers to learn, or the watermark has moved since this was last asked."""
-        moved = bool(self.settled) or self.watermark.value_ms != self._settled_through_ms
+    def horizons_passed(self) -> bool:
+        """Whether the watermark has moved since this was last asked: then negative answers may have come."""
+        moved = self.watermark.value_ms != self._settled_through_ms
         self._settled_through_ms = self.watermark.value_ms
         return moved
 

@@ -159,6 +159,7 @@ class Pipeline:
         self._emit(decoded, answers)
         await self.in_compute_thread(self.steps.learn, decoded, answers, self.states)
         self._read(decoded, now_ms, began)
+        await self._settle(list(self.states.values()), all_answers=False)
         for event, batch in taken:
             self._to_ack.append((event, batch.tp.partition))
         records = sum(len(batch.records) for batch in batches)
@@ -223,7 +224,7 @@ class Pipeline:
             if self.yielding_since is None:
                 await self._reread(states)
             return
-        await self._settle(states)
+        await self._settle(states, all_answers=True)
         await self._delivered(states)
         moved = [state for state in states if state.moved]
         refused: list[PartitionState] = []
@@ -284,14 +285,19 @@ class Pipeline:
                     state.watermark.at_end(source, end[1])
         state.read_through(Offsets(read["visits"], read["outcomes"]))
 
-    async def _settle(self, states: Sequence[PartitionState]) -> None:
-        """Learn from the visits whose horizon has passed, where a watermark has moved."""
+    async def _settle(self, states: Sequence[PartitionState], all_answers: bool) -> None:
+        """Learn from visits whose answer is known: those whose horizon has just passed, together with those answered since.
+
+        Positive answers alone wait for negative ones to be mixed with, until the checkpoint (`all_answers`) at the latest.
+        """
         for state in states:
             self._look_at_ends(state)
-        if due := [state for state in states if state.due_to_settle()]:
+        due = [state for state in states if state.horizons_passed() or (all_answers and state.settled)]
+        if due:
             await self.in_compute_thread(self.steps.settle, due)
-        self._note(self.freshness, self._unlearned)
-        self._unlearned.clear()
+        if all_answers:
+            self._note(self.freshness, self._unlearned)
+            self._unlearned.clear()
 
     async def _acknowledge(self, refused: set[int]) -> None:
         for event, number in self._to_ack:
