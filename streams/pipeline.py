@@ -109,10 +109,13 @@ class Pipeline:
                         await self._micro_batch(current)
                     if time.monotonic() >= self._checkpoint_due:
                         await self.checkpoint()
-                except AWAY:
+                except AWAY as error:
                     if self.yielding_since is None:
                         raise
-                    # Given up for a rebalance, perhaps half-way: whoever gets the partitions starts from the store.
+                    # Perhaps half-way, so nothing of it may be kept: whoever gets the partitions starts from the store.
+                    self.say(
+                        f"{error}; given up, for others wait: records since the last checkpoint will be read again"
+                    )
                     self.drop(list(self.states))
                     self.model_is_sound = False
 
@@ -219,7 +222,6 @@ class Pipeline:
         states = list(self.states.values())
         if states and not await self._same_log(states):
             self.drop([state.number for state in states])
-            self._to_ack.clear()
             self.model_is_sound = False
             if self.yielding_since is None:
                 await self._reread(states)
@@ -337,8 +339,9 @@ class Pipeline:
         raise NotImplementedError
 
     def drop(self, numbers: Sequence[int]) -> None:
-        """Forget the state of partitions in memory."""
+        """Forget the state of partitions in memory, and what of them waits to be acknowledged."""
         topics = self.settings.topics
+        self._to_ack = [(event, number) for event, number in self._to_ack if number not in numbers]
         for number in numbers:
             self.states.pop(number, None)
             for topic in (topics.visits, topics.outcomes):
@@ -395,9 +398,10 @@ class Pipeline:
     async def stop(self) -> None:
         """Finish the micro-batch in hand, checkpoint and acknowledge; nothing is taken in after this."""
         self._stopping = True
+        # Before the lock: whoever holds it may be waiting for a store that is away, and now has three seconds left.
+        self.yielding_since = self.yielding_since or time.monotonic()
         self._something.set()
         async with self.lock:
-            self.yielding_since = self.yielding_since or time.monotonic()  # the store has three seconds to answer
             try:
                 await asyncio.wait_for(self.checkpoint(), 6)
                 await asyncio.wait_for(self.snapshot(), 3)

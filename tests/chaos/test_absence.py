@@ -77,6 +77,20 @@ def test_a_store_that_is_killed_or_stopped_in_mid_stream_costs_nothing(
     assert worker.stop() == 0
 
 
+def test_a_worker_told_to_stop_while_its_store_is_away_ends_in_time_and_loses_nothing(
+    system: System, servers: EmbeddedServers, seed: int
+) -> None:
+    system.publish(traffic(system.names, seed, VISITS))
+    worker = system.start()
+    system.until_scored(500)
+    servers.store.stop()
+    eventually_sync(lambda: "Redis" in worker.said, 30, "it says that the store is away")
+    assert worker.stop() == 0, "in time: a negative code would be the kill"
+    servers.store.start()
+    system.start()
+    settled(system)
+
+
 def test_a_broker_that_is_paused_in_mid_stream_is_waited_for(
     system: System, servers: EmbeddedServers, seed: int
 ) -> None:
