@@ -19,7 +19,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("schemas", "models", "streams", "deploy")
 SERVERS = {"kafka", "aiokafka", "faust", "redis", "confluent_kafka"}
-PURE = ("balance", "batching", "latency", "matching", "offsets", "outcomes", "sessions", "settings", "urls", "watermark")
+PURE = (
+    "balance",
+    "batching",
+    "latency",
+    "matching",
+    "offsets",
+    "outcomes",
+    "sessions",
+    "settings",
+    "urls",
+    "watermark",
+)
 PURE_MODULES = tuple(f"streams.{name}" for name in PURE if (ROOT / "streams" / f"{name}.py").exists())
 BELOW_PURE = {"models", "models.visits", "streams", "streams.errors"}  # what pure modules may use beside each other
 
