@@ -25,7 +25,7 @@ from rich.text import Text
 from schemas.logs import LogFile
 from streams.cli_status import show, table, until_drained
 from streams.cli_vectors import live_model
-from streams.console import options, out, print_json, prose
+from streams.console import interrupt_on_end, options, out, print_json, prose
 from streams.errors import BrokerError, ConfigError, StoreError
 from streams.replay import Replayed, replay
 from streams.settings import Settings
@@ -80,7 +80,8 @@ def demo(as_json: bool, debug: bool, leave: bool, limit: int) -> None:
 
     began = time.monotonic()
     stay = sys.stdout.isatty() and not leave and not as_json
-    with tempfile.TemporaryDirectory(prefix="url2vec-demo-") as folder, contextlib.suppress(KeyboardInterrupt):
+    interrupt_on_end()
+    with tempfile.TemporaryDirectory(prefix="url2vec-demo-") as folder:
         config = Path(folder) / "url2vec.toml"
         config.write_text(SETTINGS, encoding="utf-8")
         prose.print("Starting an embedded broker, a store and a worker …")
@@ -99,7 +100,8 @@ def demo(as_json: bool, debug: bool, leave: bool, limit: int) -> None:
                         f"\nStill running. The page: {local.web}   Other commands work in another terminal, as in"
                     )
                     out.print(f"  url2vec nearest {WIKI}Bee        Ctrl-C ends it.")
-                    threading.Event().wait()
+                    with contextlib.suppress(KeyboardInterrupt):
+                        threading.Event().wait()
             finally:
                 stop.set()
 

@@ -49,7 +49,7 @@ def up(
         stop.set()
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, asked)
 
     local = Local(workers, kafka_port, redis_port, web_port, data_dir, config, partitions, prose.print)

@@ -1,5 +1,6 @@
 """What the commands share: their common flags, and where JSON and prose go."""
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -36,6 +37,18 @@ def options(*names: str) -> Callable[[Command], Command]:
         return command
 
     return add
+
+
+def interrupt_on_end() -> None:
+    """Let SIGTERM and a closed terminal end a command as Ctrl-C does, so that it tidies up. Call from the main thread."""
+
+    def ended(*_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # asked once is enough: it is tidying up
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, ended)
 
 
 def print_json(value: Any) -> None:
