@@ -51,8 +51,8 @@ def show(value: float | int | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def table(found: Status) -> Table:
-    """The status as a table for a terminal."""
+def table(found: Status, of_latency: str = "") -> Table:
+    """The status as a table for a terminal; `of_latency` says what to think of the latency."""
     grid = Table(box=None, show_header=False, pad_edge=False)
     grid.add_column(style="bold")
     grid.add_column()
@@ -67,7 +67,7 @@ def table(found: Status) -> Table:
         ("outcomes joined, late", f"{show(found.outcomes_joined)}, {show(found.outcomes_late)}"),
         ("examples learned", show(found.examples_learned)),
         ("URLs with a vector", show(found.urls)),
-        ("latency p50 / p99", f"{show(found.latency_ms.p50, 1)} / {show(found.latency_ms.p99, 1)} ms"),
+        ("latency p50 / p99", f"{show(found.latency_ms.p50, 1)} / {show(found.latency_ms.p99, 1)} ms{of_latency}"),
         ("next URL among ten", show(found.next_url_hit_rate_at_10, 3)),
     ]
     for name, p in found.progressive.items():
