@@ -171,7 +171,7 @@ def _screen(progress: Progress) -> Group:
 def _last_screen(settings: Settings, found: Status, rate: float) -> None:
     """What was learned: numbers, and neighbours of three pages."""
     out.print("\nScored and learned, visit by visit, each scored before anything was learned from it:\n")
-    out.print(table(found, "  (a replay at full speed waits in the topic)"))
+    out.print(table(found, "  (backlog of the replay)"))
     out.print(
         f"\n{show(rate)} visits a second from the first one published to the last one learned, all of it on this machine.\n"
     )
