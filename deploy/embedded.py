@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import redis
 from redis.backoff import NoBackoff
@@ -41,19 +41,14 @@ POLL_S = 0.02
 ANSWER_LIMIT_S = 1.0  # of one question; when the wrong program holds the port, the child's death waits this long
 
 
-class EmbeddedBroker:
-    """Tansu: the topics, in memory. `kafka` is its address once started, `cluster_id` that of this life."""
+class _Server:
+    """What both have in common: one child process, stopped in order and watched."""
 
-    def __init__(self, data_dir: Path, port: int = 0) -> None:
-        self._log = data_dir / "kafka.log"
+    name: ClassVar[str]
+
+    def __init__(self, port: int) -> None:
         self._child: Child | None = None
         self.port = port
-        self.cluster_id = ""
-
-    @property
-    def kafka(self) -> str:
-        """`host:port` for clients."""
-        return f"{ports.HOST}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -66,20 +61,36 @@ class EmbeddedBroker:
         assert self._child is not None, "not started"
         return self._child
 
-    def start(self, limit_s: float = START_LIMIT_S) -> None:
-        """Start, or start again on the same port with empty topics. Raises ConfigError or BrokerError."""
-        program = _broker_program()
-        self._child, self.port = _start(self._launch(program), self.port, "--kafka-port", limit_s)
-
     def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
-        """Stop and forget every record. Nothing where it is stopped already."""
+        """Stop in order: the store with everything written, the broker with every record gone. Nothing when stopped."""
         if self._child is not None:
             self._child.stop(limit_s)
             self._child = None
 
     def poll(self) -> str | None:
         """One sentence where it died by itself, None while it runs (or was stopped)."""
-        return _death("the embedded Kafka broker", self._child)
+        return _death(self.name, self._child)
+
+
+class EmbeddedBroker(_Server):
+    """Tansu: the topics, in memory. `kafka` is its address once started, `cluster_id` that of this life."""
+
+    name = "the embedded Kafka broker"
+
+    def __init__(self, data_dir: Path, port: int = 0) -> None:
+        super().__init__(port)
+        self._log = data_dir / "kafka.log"
+        self.cluster_id = ""
+
+    @property
+    def kafka(self) -> str:
+        """`host:port` for clients."""
+        return f"{ports.HOST}:{self.port}"
+
+    def start(self, limit_s: float = START_LIMIT_S) -> None:
+        """Start, or start again on the same port with empty topics. Raises ConfigError or BrokerError."""
+        program = _broker_program()
+        self._child, self.port = _start(self._launch(program), self.port, "--kafka-port", limit_s)
 
     def _launch(self, program: str) -> "_Launch":
         def launch(port: int) -> "tuple[Child, _Answers]":
@@ -89,35 +100,25 @@ class EmbeddedBroker:
             command += ["--kafka-listener-url", url, "--kafka-advertised-listener-url", url]
             command += ["--storage-engine", "memory://tansu/"]
             environment = {"RUST_BACKTRACE": "0", "RUST_LOG": "warn"}  # last words of one line
-            child = Child("the embedded Kafka broker", command, log=self._log, environment=environment)
+            child = Child(self.name, command, log=self._log, environment=environment)
             return child, lambda: _broker_answers(port, self.cluster_id)
 
         return launch
 
 
-class EmbeddedStore:
+class EmbeddedStore(_Server):
     """Valkey: the state, in `data_dir`. `redis` is its URL once started."""
 
+    name = "the embedded Redis store"
+
     def __init__(self, data_dir: Path, port: int = 0) -> None:
+        super().__init__(port)
         self._data_dir = data_dir
-        self._child: Child | None = None
-        self.port = port
 
     @property
     def redis(self) -> str:
         """`redis://host:port/0` for clients."""
         return f"redis://{ports.HOST}:{self.port}/0"
-
-    @property
-    def pid(self) -> int | None:
-        """The process id, None before the start and after the stop."""
-        return self._child.pid if self._child else None
-
-    @property
-    def child(self) -> Child:
-        """The process, for those who pause or kill it. Only while it is started."""
-        assert self._child is not None, "not started"
-        return self._child
 
     def start(self, limit_s: float = START_LIMIT_S) -> None:
         """Start, or start again on the same port with the data of `data_dir`. Raises ConfigError or StoreError."""
@@ -126,22 +127,12 @@ class EmbeddedStore:
             launch = self._launch(program, lock)
             self._child, self.port = _start(launch, self.port, "--redis-port", limit_s)
 
-    def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
-        """Stop with everything written to disk. Nothing where it is stopped already."""
-        if self._child is not None:
-            self._child.stop(limit_s)
-            self._child = None
-
-    def poll(self) -> str | None:
-        """One sentence where it died by itself, None while it runs (or was stopped)."""
-        return _death("the embedded Redis store", self._child)
-
     def _launch(self, program: str, lock: int) -> "_Launch":
         def launch(port: int) -> "tuple[Child, _Answers]":
             command = [program, "--port", str(port), "--bind", ports.HOST, "--protected-mode", "yes"]
             command += ["--dir", str(self._data_dir), "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
             command += ["--maxmemory-policy", "noeviction"]  # a state with holes is worse than a refused write
-            child = Child("the embedded Redis store", command, log=self._data_dir / "redis.log", pass_fds=[lock])
+            child = Child(self.name, command, log=self._data_dir / "redis.log", pass_fds=[lock])
             return child, lambda: _store_answers(port, child.pid)
 
         return launch

@@ -35,8 +35,8 @@ class Ownership:
         self._taking_up: asyncio.Task[None] | None = None
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ready = asyncio.Event()
-        pipeline.reread = self._reread  # type: ignore[method-assign]
-        pipeline.identify = self._identify_again  # type: ignore[method-assign]
+        pipeline.reread = self._reread
+        pipeline.identify = self._identify_again
 
     async def identify(self) -> LogIdentity:
         """The log that the two input topics are. Raises BrokerError, ConfigError when topics are missing or uneven."""

@@ -19,7 +19,7 @@ Which partitions are owned, and where they start, is `streams.ownership`.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -66,6 +66,9 @@ class Pipeline:
         self.identified_at = -1  # the transport's count of connections when the log was last identified
         self.progressed_at = time.monotonic()
         self.visits_done = 0
+        # Set by streams.ownership, which knows logs and partitions; the flow only asks.
+        self.identify: Callable[[], Awaitable[LogIdentity]]  # which log the input topics are; raises BrokerError
+        self.reread: Callable[[set[TP]], Awaitable[None]]  # bring these partitions back from the store
         self._decoder = RecordDecoder(settings)
         self._batcher = MicroBatcher(settings.latency_objective_ms / 1000, MAX_POLL_RECORDS)
         self._waiting: deque[tuple[Any, RecordBatch, float]] = deque()  # event, batch, when it came
@@ -329,14 +332,6 @@ class Pipeline:
                 return False
             self.identified_at = changes
         return True
-
-    async def identify(self) -> LogIdentity:
-        """Set by `streams.ownership`: which log the input topics are. Raises BrokerError."""
-        raise NotImplementedError
-
-    async def reread(self, tps: set[TP]) -> None:
-        """Set by `streams.ownership`: bring these partitions back from the store."""
-        raise NotImplementedError
 
     def drop(self, numbers: Sequence[int]) -> None:
         """Forget the state of partitions in memory, and what of them waits to be acknowledged."""
