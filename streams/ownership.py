@@ -92,8 +92,10 @@ class Ownership:
             identify = self._identify_again if self.ready.is_set() else self.identify
             log = await until_it_answers(identify, pipeline.say)
             begins = await until_it_answers(lambda: pipeline.consumer.begin_offsets(tps), pipeline.say)
+            ends = await until_it_answers(lambda: self._ends(tps), pipeline.say)
             states = [
-                await until_it_answers(partial(self._load, number, log, begins), pipeline.say) for number in numbers
+                await until_it_answers(partial(self._load, number, log, begins, ends), pipeline.say)
+                for number in numbers
             ]
             # After the positions: a lesson that somebody adds from now on moves a position too, and ours is refused then.
             await self._catch_up()
@@ -124,10 +126,17 @@ class Ownership:
         except MissingLessons:
             await pipeline.mend_model()
 
-    async def _load(self, number: int, log: LogIdentity, begins: Mapping[TP, int]) -> PartitionState:
+    async def _ends(self, tps: set[TP]) -> dict[TP, int]:
+        asked = [(tp.topic, tp.partition) for tp in tps]
+        found = await asyncio.to_thread(broker.end_offsets, self._settings.kafka, asked)
+        return {TP(topic, number): end for (topic, number), end in found.items()}
+
+    async def _load(
+        self, number: int, log: LogIdentity, begins: Mapping[TP, int], ends: Mapping[TP, int]
+    ) -> PartitionState:
         store = self._pipeline.store
         position = self._on_this_log(number, await store.position(number), log)
-        position = self._inside(number, position, begins)
+        position = self._inside(number, position, begins, ends)
         joins = [entry async for entry in store.joins(number, position.epoch)]
         return PartitionState(number, self._settings, position, log, joins)
 
@@ -145,18 +154,25 @@ class Ownership:
             position, epoch=position.epoch + 1, visits=0, outcomes=0, summary=msgspec.msgpack.encode(summary)
         )
 
-    def _inside(self, number: int, position: Position, begins: Mapping[TP, int]) -> Position:
-        """Offsets that the log still has; what retention deleted before it was read is gone, and is said."""
+    def _inside(self, number: int, position: Position, begins: Mapping[TP, int], ends: Mapping[TP, int]) -> Position:
+        """Offsets that the log still has. What retention deleted before it was read is gone, and is said; so is a log
+        that ends before the offset that was reached: left to itself, the consumer would start from the beginning, and
+        every record would be counted once more."""
         names = self._settings.topics
         offsets = {}
         for topic, offset in ((names.visits, position.visits), (names.outcomes, position.outcomes)):
-            begin = begins[TP(topic, number)]
+            begin, end = begins[TP(topic, number)], ends[TP(topic, number)]
             if offset < begin and position.mark:
                 self._pipeline.say(
                     f"{topic}[{number}]: {begin - offset:,} records were deleted by retention before they were read; "
                     f"going on at offset {begin:,}"
                 )
-            offsets[topic] = max(offset, begin)
+            if offset > end:
+                self._pipeline.say(
+                    f"{topic}[{number}]: the log ends at offset {end:,}, {offset - end:,} before what was read of it; the "
+                    "broker lost those records, their effects are kept, and reading goes on at the end"
+                )
+            offsets[topic] = min(max(offset, begin), end)
         return replace(position, visits=offsets[names.visits], outcomes=offsets[names.outcomes])
 
     # -- revocation --------------------------------------------------------------------------------------------------

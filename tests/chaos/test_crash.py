@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 
 from deploy.embedded import EmbeddedServers
 from streams import topics
@@ -141,6 +142,33 @@ def test_a_broker_that_comes_back_empty_is_recognised_and_what_was_learned_stays
             assert after.model_step > before.model_step
             verdict = verify(system).holds()
             assert len(verdict.scored) == new.visits_scored
+
+
+def test_a_log_that_ends_before_what_was_read_of_it_is_not_read_again(tmp_path: Path, seed: int) -> None:
+    """As after an unclean election: the store is ahead of the broker."""
+    from streams.settings import Topics
+
+    with EmbeddedServers() as servers:
+        names = Topics()
+        topics.create(servers.kafka, names.all, 1)
+        with System(tmp_path, servers.kafka, servers.redis, names, SETTINGS, partitions=1) as system:
+            system.publish(traffic(names, seed, 500))
+            worker = system.start()
+            settled(system)
+            assert worker.stop() == 0
+            before = system.status().visits_scored
+            with redis.Redis.from_url(servers.redis) as store:
+                [position] = store.keys("*:position")
+                store.hincrby(position, "visits", 1_000)
+            worker = system.start()
+            assert "goes on at the end" in worker.said
+            more = traffic(names, seed + 1, 200, begin_ms=BEGIN_MS + 100_000_000)
+            sent = list(more)
+            system.publish(sent)
+            visits = sum(record.topic == names.visits for record in sent)
+            eventually_sync(lambda: system.status().lag == 0, 30, "nothing waits")
+            counted = system.status().visits_scored - before
+            assert 0 < counted <= visits, "the new ones are scored, and the old ones are not counted once more"
 
 
 def until_counted(system: System, before: "Status") -> Counters:
