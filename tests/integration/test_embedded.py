@@ -5,8 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,19 +15,13 @@ from deploy import ports
 from deploy.embedded import EmbeddedServers
 from streams import topics
 from streams.errors import BrokerError, ConfigError, StoreError
+from tests.waiting import eventually_sync
 
 ROOT = Path(__file__).parents[2]
 
 
 def client(url: str) -> "redis.Redis":
     return redis.Redis.from_url(url, socket_timeout=5)
-
-
-def until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
 
 
 def test_started_means_that_both_answer(tmp_path: Path) -> None:
@@ -173,11 +165,11 @@ def test_paused_servers_are_stopped_all_the_same(tmp_path: Path) -> None:
 
 
 UP = """
-import sys, time
+import signal, sys
 from deploy.embedded import EmbeddedServers
 with EmbeddedServers(sys.argv[1]) as servers:
     print(*servers.pids.values(), flush=True)
-    time.sleep(60)
+    signal.pause()
 """
 
 
@@ -189,7 +181,7 @@ def test_a_killed_parent_leaves_no_server_and_its_folder_usable(tmp_path: Path) 
         assert len(pids) == 2
         assert all(psutil.pid_exists(pid) for pid in pids)
         os.kill(parent.pid, signal.SIGKILL)
-    until(lambda: not any(psutil.pid_exists(pid) and not _zombie(pid) for pid in pids))
+    eventually_sync(lambda: not any(psutil.pid_exists(pid) and not _zombie(pid) for pid in pids))
     with EmbeddedServers(tmp_path) as servers:
         assert client(servers.redis).ping()
 
