@@ -108,7 +108,8 @@ class Pipeline:
             async with self.lock:
                 try:
                     current = [(event, batch) for event, batch in taken if self._is_mine(batch)]
-                    if current:
+                    # Before any answer leaves: one about a record that is read again later would come out of order.
+                    if current and await self._on_their_log():
                         await self._micro_batch(current)
                     if time.monotonic() >= self._checkpoint_due:
                         await self.checkpoint()
@@ -222,13 +223,9 @@ class Pipeline:
 
     async def checkpoint(self) -> None:
         """Put all that changed into the store, then acknowledge. Partitions that the store refuses are dropped and reread."""
-        states = list(self.states.values())
-        if states and not await self._same_log(states):
-            self.drop([state.number for state in states])
-            self.model_is_sound = False
-            if self.yielding_since is None:
-                await self._reread(states)
+        if not await self._on_their_log():
             return
+        states = list(self.states.values())
         await self._settle(states, all_answers=True)
         await self._delivered(states)
         moved = [state for state in states if state.moved]
@@ -318,20 +315,26 @@ class Pipeline:
         self.consumer.forget(tps)
         await self.reread(tps)
 
-    async def _same_log(self, states: Sequence[PartitionState]) -> bool:
+    async def _on_their_log(self) -> bool:
         """Whether what was fetched came from the log that the offsets belong to; asked after each new connection.
 
         A broker that comes back empty, and fills again past the offset that was reached before, would otherwise go
         unnoticed until the group forms anew, and its records would be counted under the old log and then once more.
+        Where it did not, all partitions are dropped, and read again from the store's idea of that other log.
         """
-        changes = self.consumer.connection_changes
-        if changes != self.identified_at:
-            log = await until_it_answers(self.identify, self.say, self.must_give_up)
-            if any(state.position.log != log for state in states):
-                self.say("the broker came back with another log; what was read of it since is dropped and read again")
-                return False
+        changes, states = self.consumer.connection_changes, list(self.states.values())
+        if changes == self.identified_at or not states:
+            return True
+        log = await until_it_answers(self.identify, self.say, self.must_give_up)
+        if all(state.position.log == log for state in states):
             self.identified_at = changes
-        return True
+            return True
+        self.say("the broker came back with another log; what was read of it since is dropped and read again")
+        self.drop([state.number for state in states])
+        self.model_is_sound = False
+        if self.yielding_since is None:
+            await self._reread(states)
+        return False
 
     def drop(self, numbers: Sequence[int]) -> None:
         """Forget the state of partitions in memory, and what of them waits to be acknowledged."""
