@@ -8,7 +8,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-EXTRAS := embedded,test,check
+EXTRAS := embedded,bench,test,check
 
 .PHONY: help install demo test check bench
 

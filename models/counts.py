@@ -1,9 +1,11 @@
-"""The loops of URL2vec: co-visits into slots, successors into slots, vectors out of slots.
+"""The counts of URL2vec: who was visited near whom, who came right after whom, and the loops over them.
 
 A slot table keeps, of each URL, its heaviest neighbours in fixed room. When it is full the smallest slot grows by the
 new weight x and changes owner with probability x / (c + x), which keeps expected counts right (the unbiased relative of
 space-saving: Ting 2018, "Data Sketches for Disaggregated Subset Sum"). The draw is a hash of a counter in the state.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +14,14 @@ from models.compiled import kernel, mix
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
 U64 = NDArray[np.uint64]
+Mask = NDArray[np.bool_]
 
 
 @kernel
-def _bump(u: int, v: int, x: float, url: I32, count: F32, used: I32, draws: U64) -> None:
+def bump(u: int, v: int, x: float, url: I32, count: F32, used: I32, draws: U64) -> None:
     """Add weight x for neighbour v to the slots of row u."""
     n = used[u]
     for q in range(n):
@@ -44,82 +48,147 @@ def _bump(u: int, v: int, x: float, url: I32, count: F32, used: I32, draws: U64)
 def add_pairs(
     row: I32,
     recent: I32,
-    repeat: NDArray[np.bool_],
+    repeat: Mask,
     weight: F32,
+    unit: float,
     url: I32,
     count: F32,
     used: I32,
     mass: F64,
     total: F64,
     draws: U64,
-    mark: NDArray[np.bool_],
+    mark: Mask,
     touched: I32,
 ) -> int:
-    """Pair each visit (row, -1 unknown) with its window of earlier ones. Returns how many rows were touched."""
-    n = 0
+    """Pair each visit (row, -1 unknown) with its window of earlier ones, at distance d by unit · weight[d - 1].
+
+    Distances that weigh nothing are passed over. Returns how many rows were touched; `touched` lists them.
+    """
+    n, reach = 0, min(len(weight), recent.shape[1])
+    while reach and weight[reach - 1] == 0:
+        reach -= 1
     for k in range(len(row)):
         i = row[k]
         if i < 0 or repeat[k]:
             continue
-        for d in range(min(len(weight), recent.shape[1])):
+        for d in range(reach):
             j = recent[k, d]
-            if j < 0 or j == i:
+            if j < 0 or j == i or weight[d] == 0:
                 continue
-            x = weight[d]
+            x = unit * weight[d]
             total[0] += 2 * x
-            for u, v in ((i, j), (j, i)):
-                mass[u] += x
-                _bump(u, v, x, url, count, used, draws)
-                if not mark[u]:
-                    mark[u] = True
-                    touched[n] = u
-                    n += 1
+            mass[i] += x
+            mass[j] += x
+            bump(i, j, x, url, count, used, draws)
+            bump(j, i, x, url, count, used, draws)
+            if not mark[i]:
+                mark[i] = True
+                touched[n] = i
+                n += 1
+            if not mark[j]:
+                mark[j] = True
+                touched[n] = j
+                n += 1
     for t in range(n):
         mark[touched[t]] = False
     return n
 
 
 @kernel
-def add_successors(
-    row: I32, recent: I32, repeat: NDArray[np.bool_], url: I32, count: F32, used: I32, draws: U64
+def add_visits(
+    row: I32, recent: I32, repeat: Mask, unit: float, visits: F64, url: I32, count: F32, used: I32, draws: U64
 ) -> None:
-    """Count each step from the visit just before, in that direction."""
+    """Count each visit, and each step from the visit just before, in that direction."""
     for k in range(len(row)):
-        if row[k] >= 0 and recent[k, 0] >= 0 and row[k] != recent[k, 0] and not repeat[k]:
-            _bump(recent[k, 0], row[k], 1.0, url, count, used, draws)
+        if row[k] < 0 or repeat[k]:
+            continue
+        visits[row[k]] += unit
+        if recent[k, 0] >= 0 and recent[k, 0] != row[k]:
+            bump(recent[k, 0], row[k], unit, url, count, used, draws)
 
 
 @kernel
-def gather(rows: I32, url: I32, count: F32, used: I32, log_mass: F64, log_total: float, vectors: F32, out: F32) -> None:
-    """out[t] (dims,) = Σ over the slots of rows[t] of max(0, PMI) · c / (c + 1) · the neighbour's vector."""
-    for t in range(len(rows)):
-        i = rows[t]
-        out[t, :] = 0
+def add_sums(
+    one: I32, other: I32, weight: F32, unit: float, url: I32, count: F32, used: I32, mass: F64, total: F64, draws: U64
+) -> None:
+    """Add summed weights of pairs of rows, in visits, as `add_pairs` would have one by one; pairs with -1 are passed over."""
+    for k in range(len(one)):
+        i, j, x = one[k], other[k], unit * weight[k]
+        if i >= 0 and j >= 0:
+            total[0] += 2 * x
+            mass[i] += x
+            mass[j] += x
+            bump(i, j, x, url, count, used, draws)
+            bump(j, i, x, url, count, used, draws)
+
+
+@kernel
+def add_steps(before: I32, after: I32, weight: F32, unit: float, url: I32, count: F32, used: I32, draws: U64) -> None:
+    """Add summed steps, in visits, as `add_visits` would have one by one; steps from or to -1 are passed over."""
+    for k in range(len(before)):
+        if before[k] >= 0 and after[k] >= 0:
+            bump(before[k], after[k], unit * weight[k], url, count, used, draws)
+
+
+@kernel
+def leave_out(gone: Mask, rows: int, url: I32, count: F32, used: I32) -> None:
+    """Take every slot that points to a row in `gone` out of the tables of the first `rows` rows."""
+    for i in range(rows):
+        kept = 0
         for q in range(used[i]):
-            c, j = np.float64(count[i, q]), url[i, q]
-            pmi = np.log(c) + log_total - log_mass[i] - log_mass[j]
-            if pmi > 0:
-                x = np.float32(pmi * c / (c + 1))
-                for k in range(out.shape[1]):
-                    out[t, k] += x * vectors[j, k]
+            if not gone[url[i, q]]:
+                url[i, kept], count[i, kept] = url[i, q], count[i, q]
+                kept += 1
+        for q in range(kept, used[i]):
+            url[i, q] = 0
+            count[i, q] = 0
+        used[i] = kept
 
 
-@kernel
-def first_vectors(ids: U64, radius: float, out: F32) -> None:
-    """A URL's first vector follows from its id alone, so that replicas agree: near-normal numbers, on the sphere."""
-    for t in range(len(ids)):
-        seed, norm = mix(ids[t]), 0.0
-        for k in range(out.shape[1]):
-            bits = mix(seed + np.uint64(k))
-            x = 0.0
-            for part in range(4):  # the sum of four uniforms is close enough to normal, and exact on every machine
-                x += np.float64((bits >> np.uint64(16 * part)) & np.uint64(0xFFFF))
-            x -= 2 * 65535.0
-            out[t, k] = x
-            norm += x * x
-        scale = radius / np.sqrt(max(norm, 1e-9))
-        for k in range(out.shape[1]):
-            out[t, k] *= scale
+class Slots:
+    """Weighted pointers from each row to others, `width` at most; grown by `reserve`."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.url: I32 = np.zeros((0, width), np.int32)
+        self.count: F32 = np.zeros((0, width), np.float32)
+        self.used: I32 = np.zeros(0, np.int32)
+
+    def reserve(self, rows: int) -> None:
+        """Have room for that many rows."""
+        self.url, self.count, self.used = (longer(array, rows) for array in (self.url, self.count, self.used))
+
+    def forget(self, rows: I32, gone: Mask, count: int) -> None:
+        """Empty these rows, and every slot of the first `count` rows that points to one of them (`gone`)."""
+        self.used[rows] = 0
+        leave_out(gone, count, self.url, self.count, self.used)
+
+    def packed(self, rows: int) -> dict[str, NDArray[np.generic]]:
+        """Arrays for a snapshot; slots not in use are left out."""
+        filled = self._filled(rows)
+        return {"url": self.url[:rows][filled], "count": self.count[:rows][filled], "used": self.used[:rows].copy()}
+
+    def unpack(self, state: dict[str, NDArray[np.generic]], rows: int) -> None:
+        """Take over what `packed` gave. Raises ValueError where it points beyond the rows."""
+        self.reserve(rows)
+        self.used[:rows] = state["used"]
+        if len(state["url"]) and not 0 <= int(state["url"].min()) <= int(state["url"].max()) < rows:
+            raise ValueError("a slot points to a URL that is not in the vocabulary")
+        filled = self._filled(rows)
+        self.url[:rows][filled], self.count[:rows][filled] = state["url"], state["count"]
+
+    def _filled(self, rows: int) -> Mask:
+        filled: Mask = np.arange(self.width) < self.used[:rows, None]
+        return filled
+
+
+def longer(array: NDArray[Any], rows: int) -> NDArray[Any]:
+    """The array with room for `rows` rows, zeros behind what it holds; itself where it is long enough."""
+    if len(array) >= rows:
+        return array
+    grown = np.zeros((rows, *array.shape[1:]), array.dtype)
+    grown[: len(array)] = array
+    return grown
 
 
 @kernel

@@ -14,18 +14,19 @@ import xxhash
 from numpy.typing import NDArray
 
 from models.compiled import kernel
-from models.counts import F32, I32, U64
+from models.counts import F32, F64, I16, I32, U64
 from models.lesson import Steps
 from models.settings import ModelSettings
+from models.sphere import ONE
 from models.url2vec import URL2Vec
-from models.visits import RECENT, VisitContext, url_identity
+from models.visits import VisitContext, url_identity
 
 FIXED = ("url", "host", "section", "entry", "previous", "event_name", "referrer_host", "user_agent")
 CATEGORIES = 24  # levels a row: the fixed ones, then properties
 PROPERTIES = CATEGORIES - len(FIXED)
 NUMBERS_FIXED = 11
 NUMBERS = 20  # the fixed ones, then numeric properties
-PAGES = RECENT + 1  # this URL, then the session's last ones
+PAGES = 9  # this URL, then the session's last ones
 COSINES = 10
 _HASH_CHARS = 4096  # of a value; more would let a producer buy hashing time with long strings
 
@@ -81,42 +82,41 @@ def signed_log(value: float) -> float:
 
 @kernel
 def _cosines(
-    row: I32, recent: I32, target: I32, vectors: F32, norm2: float, mass: NDArray[np.float64], out: F32
+    row: I32, recent: I32, target: I32, vectors: I16, norm2: float, visits: F64, unit: float, out: F32
 ) -> None:
-    """Columns: url·previous, url·mean of recent, target·(url, previous, mean), log mass of both, has target."""
+    """Columns: url·previous, url·mean of recent, target·(url, previous, mean), log visits of both, has target."""
     dims = vectors.shape[1]
     mean = np.zeros(dims, np.float32)
     for t in range(len(row)):
         out[t, :] = 0
         i, p, g = row[t], recent[t, 0], target[t]
         mean[:] = 0
-        known, square = 0, 0.0
+        square = np.float32(0)
         for d in range(recent.shape[1]):
             if recent[t, d] >= 0:
-                known += 1
                 for k in range(dims):
-                    mean[k] += vectors[recent[t, d], k]
+                    mean[k] += np.float32(vectors[recent[t, d], k])
         for k in range(dims):
             square += mean[k] * mean[k]
-        length = np.sqrt(max(square, 1e-12) * norm2)
-        a, b, c, e, f = 0.0, 0.0, 0.0, 0.0, 0.0
+        length = np.sqrt(max(float(square), 1e-12) * norm2)
+        a, b, c, e, f = np.float32(0), np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         for k in range(dims):
             if i >= 0:
                 if p >= 0:
-                    a += vectors[i, k] * vectors[p, k]
-                b += vectors[i, k] * mean[k]
+                    a += np.float32(vectors[i, k]) * np.float32(vectors[p, k])
+                b += np.float32(vectors[i, k]) * mean[k]
             if g >= 0:
                 if i >= 0:
-                    c += vectors[g, k] * vectors[i, k]
+                    c += np.float32(vectors[g, k]) * np.float32(vectors[i, k])
                 if p >= 0:
-                    e += vectors[g, k] * vectors[p, k]
-                f += vectors[g, k] * mean[k]
+                    e += np.float32(vectors[g, k]) * np.float32(vectors[p, k])
+                f += np.float32(vectors[g, k]) * mean[k]
         out[t, 0], out[t, 1] = a / norm2, b / length
         out[t, 2], out[t, 3], out[t, 4] = c / norm2, e / norm2, f / length
         if i >= 0:
-            out[t, 5] = np.log1p(mass[i])
+            out[t, 5] = np.log1p(visits[i] / unit)
         if g >= 0:
-            out[t, 6] = np.log1p(mass[g])
+            out[t, 6] = np.log1p(visits[g] / unit)
             out[t, 7] = 1
 
 
@@ -143,7 +143,7 @@ class Features:
             if visit.properties:
                 self._properties(visit.properties, levels[k], numbers[k], targets[k])
         rows["mark"] = self._mark
-        pages = np.concatenate([steps.url[:, None], steps.recent], axis=1)
+        pages = np.concatenate([steps.url[:, None], steps.recent[:, : PAGES - 1]], axis=1)
         rows["pages"] = np.where(pages != 0, np.maximum(pages & np.uint64(0x7FFFFFFF), 1), 0)
         rows["cosines"] = self._similar(steps, targets, model)
         return rows
@@ -212,7 +212,7 @@ class Features:
         first = np.argmax(named >= 0, axis=1)
         target = np.ascontiguousarray(named[np.arange(len(named)), first])
         out = np.empty((len(row), COSINES), np.float32)
-        _cosines(row, recent, target, model.vectors, model.radius**2, model.mass, out)
+        _cosines(row, recent, target, model.sphere.vectors, ONE * ONE, model.visits, model.unit, out)
         seen, _ = model.steps_seen(row, target)
         out[:, 8] = np.log1p(seen)  # a link from here to the page that a property names
         seen, _ = model.steps_seen(np.ascontiguousarray(recent[:, 0]), row)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from models.baseline import Baseline
 from models.classifier import Classifier
-from models.composition import relatives
 from models.counts import F32, I32
 from models.features import Features, layout_mark, parse
 from models.lesson import WHOLE, CorruptLesson, Example, Lesson, Steps
+from models.next_url import NextUrls
 from models.settings import ModelSettings
 from models.snapshot import CorruptSnapshot, pack, unpack
 from models.url2vec import URL2Vec
@@ -27,8 +27,6 @@ from models.visits import VisitContext, url_identity
 
 __all__ = ["CorruptLesson", "CorruptSnapshot", "Example", "Learner", "Lesson", "Scored"]
 
-SUCCESSORS = 10  # next URLs proposed a visit
-_BACK_OFF = 2.0  # visits that popularity weighs against what followed the previous URL
 _TYPICAL_BITS = 12.0  # of surprise at a step; there novelty is one half
 
 
@@ -39,12 +37,10 @@ class Scored:
     features: list[bytes]  # one fixed-layout row a visit: what a later Lesson needs
     probability: F32  # (n, T)
     baseline: F32  # (n, T), River's
-    next_urls: list[list[tuple[str, float]]]  # at most 10 each, best first, with their share; may be empty
+    next_urls: list[list[tuple[str, float]]]  # at most 10 each, best first, with their probability; may be empty
     novelty: F32  # (n,) in [0, 1), higher is stranger
     new_url: NDArray[np.bool_]  # (n,)
-    next_url_hit: NDArray[
-        np.int8
-    ]  # (n,) was this URL among the 10 proposed from the one before; -1 where there was none
+    ranks: NDArray[np.int8]  # (n, 3) of this URL in what was proposed before it, for `models.ranking`
 
 
 class Learner:
@@ -58,11 +54,11 @@ class Learner:
         self.trained_through_ms = 0  # event time of the newest thing it learned from
         self.foreign_examples = 0  # not learned from: of a task or a row layout that is not known here
         self._features = Features(settings, len(self.tasks))
-        self._urls, self._classifier, self._baseline = self._untaught()
+        self._urls, self._next, self._classifier, self._baseline = self._untaught()
 
-    def _untaught(self) -> tuple[URL2Vec, Classifier, Baseline]:
-        tasks = len(self.tasks)
-        return URL2Vec(self.settings), Classifier(self.settings, tasks), Baseline(self.settings, tasks)
+    def _untaught(self) -> tuple[URL2Vec, NextUrls, Classifier, Baseline]:
+        s, tasks = self.settings, len(self.tasks)
+        return URL2Vec(s), NextUrls(s.dims), Classifier(s, tasks), Baseline(s, tasks)
 
     @property
     def row_layout(self) -> np.dtype[np.void]:
@@ -87,58 +83,57 @@ class Learner:
     @property
     def urls(self) -> int:
         """URLs in the vocabulary."""
-        return self._urls.vocabulary.count
+        return self._urls.vocabulary.live
 
     def score(self, visits: Sequence[VisitContext]) -> Scored:
         """Answer for visits of any partitions; all from the model as it is now."""
         steps = Steps.of(visits)
         rows = self._features.rows(visits, steps, self._urls)
         self._classifier.fill_counts(rows)
-        found = self._urls.vocabulary.find(steps.url)
-        before = self._urls.vocabulary.find(np.ascontiguousarray(steps.recent[:, 0]))
-        first = (steps.recent[:, 0] == 0) | steps.repeat
+        found, recent = self._urls.vocabulary.find(steps.url), self._urls.vocabulary.find(steps.recent)
+        stepped = (steps.recent[:, 0] != 0) & ~steps.repeat
+        ranks, foreseen = self._next.rank(found, recent, stepped, self._urls)
         size, whole = rows.dtype.itemsize, rows.tobytes()
         return Scored(
             [whole[k * size : (k + 1) * size] for k in range(len(visits))],
             self._classifier.score(rows),
             self._baseline.score(rows),
-            self._next_urls(found),
-            self._novelty(before, found, first),
-            found < 0,
-            self._hits(before, found, first),
+            self._next_urls(found, recent),
+            self._novelty(found, stepped, foreseen),
+            (found < 0) & np.array([v.teaches or v.repeat for v in visits], np.bool_),
+            ranks,
         )
 
-    def _next_urls(self, rows: I32) -> list[list[tuple[str, float]]]:
+    def _next_urls(self, found: I32, recent: I32) -> list[list[tuple[str, float]]]:
         names = self._urls.vocabulary.names
-        # A micro-batch visits few distinct URLs: visits of the same one share one list.
-        distinct, place = np.unique(rows, return_inverse=True)
-        after, share = self._urls.successors(distinct, SUCCESSORS)
-        lists = [
-            [(names[r], s) for r, s in zip(these, shares, strict=True) if r >= 0 and names[r]]
-            for these, shares in zip(after.tolist(), share.tolist(), strict=True)
+        proposed, share = self._next.propose(found, recent, self._urls)
+        return [
+            [(names[r], p) for r, p in zip(these, shares, strict=True) if r >= 0 and names[r]]
+            for these, shares in zip(proposed.tolist(), share.tolist(), strict=True)
         ]
-        return [lists[at] for at in place.tolist()]
 
-    def _hits(self, before: I32, found: I32, first: NDArray[np.bool_]) -> NDArray[np.int8]:
-        proposed, _ = self._urls.successors(before, SUCCESSORS)
-        hit = ((proposed == found[:, None]) & (found >= 0)[:, None]).any(axis=1)
-        return np.where(first, -1, hit).astype(np.int8)
-
-    def _novelty(self, before: I32, found: I32, first: NDArray[np.bool_]) -> F32:
-        """Surprise at the step, −log2 p, squashed into [0, 1); p backs off from successors to popularity."""
-        seen, total = self._urls.steps_seen(np.where(first, -1, before).astype(np.int32), found)
-        p = (seen + _BACK_OFF * self._urls.popularity(found)) / (total + _BACK_OFF)
-        bits = -np.log2(np.clip(p, 1e-12, 1.0))
+    def _novelty(self, found: I32, stepped: NDArray[np.bool_], foreseen: F32) -> F32:
+        """Surprise at the step, −log2 p, squashed into [0, 1); of a first visit, at the URL as such."""
+        p = np.where(stepped, foreseen, self._urls.popularity(found))
+        bits = -np.log2(np.clip(p, 1e-9, 1.0))
         novelty: F32 = (bits / (bits + _TYPICAL_BITS)).astype(np.float32)
         return novelty
 
     def learn(self, lesson: Lesson) -> None:
         """Take one step. Drops from `lesson.names` what was known here already: what is left is what replicas need."""
-        lesson.names = self._urls.learn(lesson.steps, lesson.names)
+        urls, steps = self._urls, lesson.steps
+        self._next.learn(urls.vocabulary.find(steps.url), urls.vocabulary.find(steps.recent), steps.repeat, urls)
+        lesson.names = urls.learn(steps, lesson.names, lesson.clock_ms, lesson.titles)
+        self._next.notice(urls.vocabulary.find(steps.url), urls)
         if len(lesson.examples):
             self._learn_examples(lesson)
         self.step += 1
         self.trained_through_ms = max(self.trained_through_ms, lesson.trained_through_ms)
+
+    def warm_start(self, urls: Sequence[str], vectors: F32) -> int:
+        """Take over vectors (n, dims) from elsewhere, as `URL2Vec.warm_start`; returns how many. Raises ValueError."""
+        self.step += 1
+        return self._urls.warm_start(urls, vectors)
 
     def _learn_examples(self, lesson: Lesson) -> None:
         parsed, fits = parse(lesson.features, len(self.tasks))
@@ -154,7 +149,10 @@ class Learner:
 
     def snapshot(self) -> bytes:
         """The whole model as bytes, for `restore`."""
-        parts = {"urls": self._urls.state(), "classifier": self._classifier.state(), "baseline": self._baseline.state()}
+        parts = {
+            "urls": self._urls.state(), "next": self._next.state(), "classifier": self._classifier.state(),
+            "baseline": self._baseline.state(),
+        }  # fmt: skip
         arrays = {f"{part}.{name}": array for part, state in parts.items() for name, array in state.items()}
         counters = {"step": self.step, "through": self.trained_through_ms, "foreign": self.foreign_examples}
         return pack(arrays, self._identity() | counters)
@@ -166,6 +164,8 @@ class Learner:
             "dims",
             "slots",
             "successor_slots",
+            "window",
+            "part_bits",
             "table_bits",
             "embedding_bits",
             "embedding",
@@ -183,44 +183,39 @@ class Learner:
         for name, mine in self._identity().items():
             if about.get(name) != mine:
                 raise CorruptSnapshot(f"this snapshot has {name} = {about.get(name)!r}, this model {mine!r}")
-        urls, classifier, baseline = self._untaught()
+        urls, following, classifier, baseline = self._untaught()
         try:
             urls.load(_under("urls.", arrays))
+            following.load(_under("next.", arrays), urls.vocabulary.count)
             classifier.load(_under("classifier.", arrays))
             baseline.load(_under("baseline.", arrays))
             step, through, foreign = int(about["step"]), int(about["through"]), int(about["foreign"])
         except (ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
             raise CorruptSnapshot(f"this snapshot does not fit this model: {error}") from error
-        self._urls, self._classifier, self._baseline = urls, classifier, baseline
+        self._urls, self._next, self._classifier, self._baseline = urls, following, classifier, baseline
         self.step, self.trained_through_ms, self.foreign_examples = step, through, foreign
 
     def knows(self, url: str) -> bool:
         """Whether the vocabulary has this URL."""
-        return self._row(url) >= 0
-
-    def _row(self, url: str) -> int:
-        return int(self._urls.vocabulary.find(np.array([url_identity(url)], np.uint64))[0])
+        return url in self._urls
 
     def nearest(self, url: str, k: int) -> list[tuple[str, float]]:
         """The k most similar URLs with their cosine, best first; empty for an unknown URL."""
-        row = self._row(url)
-        names = self._urls.vocabulary.names
-        return [] if row < 0 else [(names[r], cosine) for r, cosine in self._urls.nearest(row, k)]
+        return self._urls.most_similar(url, k=k) if url in self._urls else []
 
-    def nearest_composed(self, url: str, k: int) -> tuple[str, list[tuple[str, float]]]:
-        """For a URL that was never visited: the prefix that it was composed from, and the k URLs nearest to that.
+    def composed(self, url: str) -> list[str]:
+        """From which known parts the vector of an unseen URL is composed, the most trusted first; [] where none is known."""
+        return self._urls.compose(url)[1]
 
-        ("", []) where nothing is known under any prefix of it.
-        """
-        names = self._urls.vocabulary.names
-        prefix, rows = relatives(url, names)
-        return prefix, [(names[r], cosine) for r, cosine in self._urls.nearest_to_mean(rows, k)] if rows else []
+    def most_similar(self, positive: Sequence[str], negative: Sequence[str], k: int) -> list[tuple[str, float]]:
+        """As `URL2Vec.most_similar`: unseen URLs are composed. Raises KeyError where nothing is known of one."""
+        return self._urls.most_similar(positive, negative, k)
 
     def vectors(self) -> tuple[list[str], F32]:
         """URLs with a name, and their vectors (urls, dims) of length one, in the same order."""
-        named = [r for r, name in enumerate(self._urls.vocabulary.names) if name]
-        unit: F32 = self._urls.vectors[named] / np.float32(self._urls.radius)
-        return [self._urls.vocabulary.names[r] for r in named], unit
+        names = self._urls.vocabulary.names
+        named = [r for r in range(self._urls.vocabulary.count) if names[r]]
+        return [names[r] for r in named], self._urls.sphere.unit(np.array(named, np.int32))
 
     def warm_up(self) -> None:
         """Compile every kernel and take a torch step on throwaway state, so that the first visit is not slow."""
@@ -231,6 +226,7 @@ class Learner:
             examples = [Example(other.tasks[0], row, k % 2 == 0) for k, row in enumerate(scored.features)]
             other.learn(Lesson.decode(Lesson.of(visits, examples, 1).encode()))
         other.restore(other.snapshot())
+        other.nearest(visits[0].url, 1)
 
 
 def _under(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:

@@ -7,19 +7,27 @@ from dataclasses import dataclass, field
 
 from models.visits import RECENT
 
+DAY_MS = 86_400_000
+
 
 @dataclass(frozen=True)
 class ModelSettings:
     # URL2vec
     dims: int = 64  # of a URL's vector
-    window: int = (
-        5  # how many earlier visits a visit is paired with; shops gain from 5 to 10, an encyclopaedia from 1 to 2
-    )
-    distance_power: float = 1.5  # a pair at distance d weighs 1 / d ** distance_power
+    window: int = 10  # how many earlier visits a visit is paired with at most
+    distance_weights: tuple[
+        float, ...
+    ] = ()  # of pairs at distance 1, 2, …; empty: the stream teaches them (models.reach)
     slots: int = 64  # neighbours remembered of a URL
-    successor_slots: int = 32  # "what came next" remembered of a URL
+    successor_slots: int = 64  # "what came next" remembered of a URL
     refresh: float = 0.1  # a vector is derived anew once its URL's mass has grown by this share
-    capacity: int = 200_000  # URLs; about 1 kB each
+    capacity: int = 200_000  # URLs; about 1.3 kB each when it is full
+    part_bits: int = (
+        16  # log2 of the parts (hosts, prefixes, words) that unseen URLs can be composed from; 270 bytes each
+    )
+    admit_after: int = 2  # visits before a URL gets a row, once the vocabulary is half full
+    half_life_ms: int = 30 * DAY_MS  # event time after which a visit counts half
+    time_to_live_ms: int = 90 * DAY_MS  # event time after which a URL that nobody visits is forgotten
     # classifier
     table_bits: int = 18  # log2 of the levels (attribute = value) that counts and the linear learner can tell apart
     embedding_bits: int = 16  # log2 of the rows of the embedding tables
@@ -41,11 +49,27 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError, with the name of the setting, when a number cannot work."""
-        for name in ("dims", "slots", "successor_slots", "capacity", "chunk", "hidden", "embedding", "page_embedding"):
+        for name in (
+            "dims",
+            "slots",
+            "successor_slots",
+            "capacity",
+            "admit_after",
+            "half_life_ms",
+            "time_to_live_ms",
+            "chunk",
+            "hidden",
+            "embedding",
+            "page_embedding",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 1 <= self.window <= RECENT:
             raise ValueError(f"window must be between 1 and {RECENT}, got {self.window}")
-        for name in ("table_bits", "embedding_bits"):
+        if len(self.distance_weights) > self.window or not all(0 <= x < float("inf") for x in self.distance_weights):
+            raise ValueError(
+                f"distance_weights must be up to {self.window} numbers from 0, got {self.distance_weights}"
+            )
+        for name in ("table_bits", "embedding_bits", "part_bits"):
             if not 4 <= getattr(self, name) <= 28:
                 raise ValueError(f"{name} must be between 4 and 28, got {getattr(self, name)}")

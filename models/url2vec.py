@@ -1,223 +1,454 @@
 """URL2vec: a vector for each URL, learned in one pass while the stream flows.
 
-Skip-gram with negative sampling factorises a PMI matrix implicitly (Levy, Goldberg 2014); here it is factorised
-explicitly and online, by subspace iteration whose rows are kept on a sphere. Counts are the state, vectors follow from
-them: a row is derived anew from its slots once its mass has grown enough, and rows that nothing touched keep
-their bits.
+URLs are words, a visitor's session is a sentence. Where word2vec walks over the corpus several times with gradient steps,
+this counts co-visits in bounded room (`models.counts`) and derives vectors from the counts as they change
+(`models.sphere`, which has the equations): counts are the state, vectors follow from them, and rows that nothing touched
+keep their bits. Three things make the counts last on an endless stream:
 
-Promises: `learn` depends on state and lesson alone; the readers change nothing. Not here: eviction, forgetting,
-composition of unseen URLs.
+* *Forgetting.* A visit at event time t weighs 2^(t / half-life), so that older ones matter less without being touched. When
+  a visit's weight has grown beyond 2^16 everything is divided by that, which is exact in binary floating point.
+* *Room.* URLs not seen for `time_to_live` lose their row; so do, when rows run out, those with the fewest visits, a
+  sixteenth of the capacity at a time. What pointed to them is taken out in one pass over the tables.
+* *Time* is the visits' own, and never goes back. It moves by a sixtieth of a half-life a lesson at most, so that one clock
+  that is wrong by years does not make everything forgotten.
+
+Promises: `learn` depends on state and lesson alone; the readers change nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.alignment import turned
+from models.composition import PARTS, Composer, named_parts, parts, table
 from models.counts import (
     F32,
     F64,
+    I16,
     I32,
     U64,
+    Mask,
+    Slots,
     add_pairs,
-    add_successors,
-    first_vectors,
-    gather,
+    add_steps,
+    add_sums,
+    add_visits,
+    longer,
     step_share,
     top_successors,
 )
+from models.exchange import Delta
 from models.lesson import Steps
+from models.neighbours import nearest_rows
+from models.reach import Reach
 from models.settings import ModelSettings
+from models.sphere import ONE, Sphere
+from models.visits import RECENT, url_identity
 from models.vocabulary import Vocabulary
 
 State = dict[str, NDArray[np.generic]]
-_DRIFTED = 0.8  # Newton-Schulz converges below 1; beyond this an eigendecomposition is surer
+_LARGEST_UNIT = 2.0**16
+_CLOCK_STEP = 1 / 60  # of a half-life, a lesson
+PRIOR_VISITS = 100.0  # for which an imported vector stands: after seven visits it and what was counted weigh the same
+_PARTS_VISITS, _RARE = 3.0, 20  # rare pages of a synthetic shop: same topic .64 -> .74; Wikispeedia at 10 %: .49 -> .51
+_SWEEPS = 16  # expiry is looked for this often in a time to live
 
 
 class URL2Vec:
-    """Vectors, neighbours and successors of URLs. Rows, everywhere, are the vocabulary's; -1 is an unknown URL."""
+    """Vectors, neighbours and successors of URLs. Rows, everywhere, are the vocabulary's; -1 is an unknown URL.
+
+    The pipeline calls `learn`. On its own it is an estimator in River's manner:
+
+    >>> shop = [["/", "/shoes", "/shoes/red"], ["/", "/hats", "/hats/blue"], ["/shoes", "/shoes/red", "/shoes/blue"]]
+    >>> model = URL2Vec(ModelSettings(dims=8)).learn_many(shop * 20)
+    >>> model.vector("/shoes").shape
+    (8,)
+    >>> [url for url, cosine in model.most_similar("/shoes/red", k=2)]
+    ['/shoes', '/shoes/blue']
+    >>> "/gloves" in model
+    False
+    """
 
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
-        self.radius = float(np.sqrt(settings.dims))  # unit variance a dimension
-        self.vocabulary = Vocabulary(settings.capacity)
-        self._weight: F32 = (1 / np.arange(1, settings.window + 1) ** settings.distance_power).astype(np.float32)
+        self.vocabulary = Vocabulary(settings.capacity, settings.admit_after)
+        self.near = Slots(settings.slots)  # visited near each other, either way
+        self.after = Slots(settings.successor_slots)  # came right after
+        device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self.sphere = Sphere(settings.dims, settings.refresh, torch.device(device))
+        self.mass: F64 = np.zeros(0)  # Σ of the weights of a row's pairs; float64, for small weights meet large sums
+        self.visits: F64 = np.zeros(0)
+        self._last_min: I32 = np.zeros(0, np.int32)  # event time of the last visit, in minutes
+        self.unit = 1.0  # what one visit adds now
+        self.removed = 0  # URLs that lost their row
+        self.moved: I32 = np.zeros(0, np.int32)  # rows whose vectors the last step derived anew
         self._total: F64 = np.zeros(1)
         self._draws: U64 = np.array([settings.seed], np.uint64)
-        self._gram = torch.zeros(settings.dims, settings.dims, dtype=torch.float64)  # Σ w wᵀ over known rows
-        self._whitener = torch.eye(settings.dims, dtype=torch.float64)  # tracks (gram / rows) ** -1/2
-        self._allocate(min(1024, settings.capacity))
+        self._clock_ms, self._origin_ms, self._swept_ms = 0, 0, 0
+        self.reach = Reach(settings.window)
+        self._fixed: F32 = np.array(settings.distance_weights, np.float32)
+        self.composer = Composer(settings.dims, settings.part_bits)
+        self._parts: I32 = np.zeros((0, PARTS), np.int32)  # where in the composer a row's parts are
+        self.prior: Mask = np.zeros(0, np.bool_)  # rows that began with an imported vector
+        self._mark: Mask = np.zeros(0, np.bool_)
+        self._reserve(min(1024, settings.capacity))
 
-    def _allocate(self, rows: int) -> None:
-        s = self._settings
-        self.slot_url: I32 = np.zeros((rows, s.slots), np.int32)
-        self.slot_count: F32 = np.zeros((rows, s.slots), np.float32)
-        self.used: I32 = np.zeros(rows, np.int32)
-        self.next_url: I32 = np.zeros((rows, s.successor_slots), np.int32)
-        self.next_count: F32 = np.zeros((rows, s.successor_slots), np.float32)
-        self.next_used: I32 = np.zeros(rows, np.int32)
-        self.mass: F64 = np.zeros(rows)  # Σ of the weights of a row's pairs; float64, for small weights meet large sums
-        self._mass_then: F64 = np.zeros(rows)  # at the row's last refresh
-        self._log_mass: F64 = np.zeros(rows)
-        self.vectors: F32 = np.zeros((rows, s.dims), np.float32)
-        self._mark = np.zeros(rows, np.bool_)
-
-    _GROWING = (
-        "slot_url", "slot_count", "used", "next_url", "next_count", "next_used",
-        "mass", "_mass_then", "_log_mass", "vectors", "_mark",
-    )  # fmt: skip
-
-    def _grow(self, rows: int) -> None:
-        old = len(self.mass)
-        if rows <= old:
+    def _reserve(self, rows: int) -> None:
+        if rows <= len(self.mass):
             return
-        kept = {name: getattr(self, name) for name in self._GROWING}
-        while old < rows:
-            old *= 2
-        self._allocate(min(old, self._settings.capacity))
-        for name, array in kept.items():
-            getattr(self, name)[: len(array)] = array
+        rows = min(self._settings.capacity, max(rows, 2 * len(self.mass)))
+        for part in (self.near, self.after, self.sphere):
+            part.reserve(rows)
+        self.mass, self.visits = longer(self.mass, rows), longer(self.visits, rows)
+        self._last_min, self._mark = longer(self._last_min, rows), longer(self._mark, rows)
+        old, self.prior = len(self._parts), longer(self.prior, rows)
+        self._parts = longer(self._parts, rows)
+        self._parts[old:] = -1
 
-    def learn(self, steps: Steps, names: Mapping[int, str]) -> dict[int, str]:
-        """Learn the pairs and steps of some visits. Returns the names that were news to this replica."""
+    # -- learning ----------------------------------------------------------------------------------------------------
+
+    def learn(
+        self, steps: Steps, names: Mapping[int, str], clock_ms: int = 0, titles: Mapping[int, str] | None = None
+    ) -> dict[int, str]:
+        """Learn the pairs and steps of some visits, at event time `clock_ms` (0: no time passes).
+
+        `names` says what the URLs are called, `titles` what their pages are. Returns the names that were news here.
+        """
+        self._advance(clock_ms)
         if not len(steps.url):
-            return self.vocabulary.name(names)
-        before = self.vocabulary.count
-        every = self.vocabulary.admit(np.concatenate([steps.url[:, None], steps.recent], axis=1))
-        row, recent = np.ascontiguousarray(every[:, 0]), np.ascontiguousarray(every[:, 1:])
-        self.vocabulary.refused += int((row < 0).sum())
-        self._grow(self.vocabulary.count)
-        if self.vocabulary.count > before:
-            fresh = self.vectors[before : self.vocabulary.count]
-            first_vectors(self.vocabulary.ids[before:], self.radius, fresh)
-            self._add_gram(fresh, 1.0)
-        touched = np.empty(min(len(self.mass), every.size), np.int32)
+            return self._name(names, titles)
+        row = self._rows_of(np.where(steps.repeat, np.uint64(0), steps.url))
+        recent = self.vocabulary.find(steps.recent)
+        weight = self._weights(row, recent, steps.repeat)
+        touched = np.empty(min(self.vocabulary.count, 2 * recent.size), np.int32)
         n = add_pairs(
-            row, recent, steps.repeat, self._weight, self.slot_url, self.slot_count, self.used, self.mass,
-            self._total, self._draws, self._mark, touched,
+            row, recent, steps.repeat, weight, self.unit, self.near.url, self.near.count, self.near.used,
+            self.mass, self._total, self._draws, self._mark, touched,
         )  # fmt: skip
-        add_successors(row, recent, steps.repeat, self.next_url, self.next_count, self.next_used, self._draws)
+        add_visits(
+            row, recent, steps.repeat, self.unit, self.visits, self.after.url, self.after.count, self.after.used,
+            self._draws,
+        )  # fmt: skip
+        self._last_min[row[row >= 0]] = self._clock_ms // 60_000
         self._refresh(touched[:n])
-        return self.vocabulary.name(names)
+        return self._name(names, titles)
 
-    def _add_gram(self, vectors: F32, sign: float) -> None:
-        v = torch.tensor(
-            vectors, dtype=torch.float64
-        )  # a copy: aligned memory, so that the same sums give the same bits
-        self._gram += sign * (v.T @ v)
+    def _weights(self, row: I32, recent: I32, repeat: Mask) -> F32:
+        """What pairs at each distance weigh, as the stream has taught up to these visits."""
+        if len(self._fixed):
+            return self._fixed
+        self.reach.observe(row, recent, repeat, self.sphere.vectors, ONE, self.mass)
+        return self.reach.weight
 
-    def _refresh(self, rows: I32) -> None:
-        """Derive anew the vectors of rows whose mass has grown enough, all from the old ones; move the whitener."""
-        rows = rows[self.mass[rows] - self._mass_then[rows] >= self._settings.refresh * self.mass[rows]]
+    def apply(self, delta: Delta) -> None:
+        """Take over what another replica counted. Vectors that came with it are taken as they are; others follow from the
+        sums, as always."""
+        self._advance(delta.clock_ms)
+        # As often as it was visited, for that is what admission asks; more often changes nothing.
+        self._rows_of(np.repeat(delta.ids, np.minimum(delta.visits, self._settings.admit_after)))
+        row = self.vocabulary.find(delta.ids)
+        known, visited = row >= 0, (row >= 0) & (delta.visits > 0)
+        self.visits[row[known]] += self.unit * delta.visits[known]
+        self._last_min[row[visited]] = self._clock_ms // 60_000
+        one, other = row[delta.pairs[:, 0]], row[delta.pairs[:, 1]]
+        add_sums(
+            one, other, delta.pair_weight, self.unit, self.near.url, self.near.count, self.near.used, self.mass,
+            self._total, self._draws,
+        )  # fmt: skip
+        add_steps(
+            row[delta.steps[:, 0]], row[delta.steps[:, 1]], delta.step_weight.astype(np.float32), self.unit,
+            self.after.url, self.after.count, self.after.used, self._draws,
+        )  # fmt: skip
+        if len(delta.rows):
+            given = row[delta.rows]
+            taken = (given >= 0) & (self.mass[given] > 0)
+            self._place(given[taken], delta.vectors[taken].astype(np.float32) / np.float32(ONE), derived=True)
+        touched = np.unique(np.concatenate([one, other])[np.tile((one >= 0) & (other >= 0), 2)])
+        self._refresh(touched.astype(np.int32))
+        self._name(delta.names)
+
+    def _name(self, names: Mapping[int, str], titles: Mapping[int, str] | None = None) -> dict[int, str]:
+        """Name rows that had no name; from now on unseen URLs may be composed from their parts. Returns what was news."""
+        news = self.vocabulary.name(names)
+        if news:
+            rows, titles = self.vocabulary.find(np.fromiter(news, np.uint64, len(news))), titles or {}
+            every = [parts(url, titles.get(url_id)) for url_id, url in news.items()]
+            self._parts[rows] = self.composer.enter(table(every))
+            self.composer.replace(self._parts[rows], np.zeros_like(self.sphere.vectors[rows]), self._derived(rows))
+        return news
+
+    def _derived(self, rows: I32) -> I16:
+        """Vectors that say something; zeros for those that only follow from an id."""
+        taught = np.isfinite(self.sphere.log_mass[rows]) | self.prior[rows]
+        return np.where(taught[:, None], self.sphere.vectors[rows], np.int16(0))
+
+    def _refresh(self, touched: I32) -> None:
+        due = self.sphere.due(touched, self.mass)
+        old = self._derived(due)
+        self.sphere.refresh(due, self.near, self.mass, self.unit, self.vocabulary.live, self._pull(due, old))
+        self.composer.replace(self._parts[due], old, self.sphere.vectors[due])
+        self.moved = due
+
+    def _pull(self, rows: I32, own: I16) -> F32:
+        """(n, dims) What is known of rows besides their counts, as against a length of 1 of what the counts say: the parts of
+        a rare URL (as if they had been seen _PARTS_VISITS times), and an imported vector (PRIOR_VISITS times)."""
+        seen = self.visits[rows] / self.unit
+        pull = np.zeros((len(rows), self._settings.dims), np.float32)
+        rare = np.flatnonzero((seen < _RARE) & (self._parts[rows, 0] >= 0))
+        if len(rare):
+            composed, trust = self.composer.compose(self.composer.parts_at(self._parts[rows[rare]]), own[rare])
+            pull[rare] = composed * (_PARTS_VISITS * trust / np.maximum(seen[rare], 0.5))[:, None].astype(np.float32)
+        prior = np.flatnonzero(self.prior[rows])
+        if len(prior):
+            share = (PRIOR_VISITS / np.maximum(seen[prior], 0.5)).astype(np.float32)[:, None]
+            pull[prior] += share * self.sphere.unit(rows[prior])
+        return pull
+
+    def _rows_of(self, ids: U64) -> I32:
+        """Rows of visits; those of URLs that are new are taken into use."""
+        self._make_room(ids)
+        row, fresh = self.vocabulary.admit(ids)
+        self._enter(fresh)
+        return row
+
+    def warm_start(self, urls: Sequence[str], vectors: F32) -> int:
+        """Take over vectors (n, dims) from elsewhere as a prior, which fades as a URL's own visits grow; returns how many.
+
+        Vectors are turned onto those that were learned here, where both sides know enough URLs. URLs that find no room are
+        left out. Raises ValueError where the dimensions differ.
+        """
+        if vectors.ndim != 2 or vectors.shape != (len(urls), self._settings.dims):
+            raise ValueError(f"expected vectors of shape {(len(urls), self._settings.dims)}, got {vectors.shape}")
+        length = np.linalg.norm(vectors, axis=1)
+        sound = np.isfinite(length) & (length > 0)
+        ids = np.where(sound, np.array([url_identity(url) for url in urls], np.uint64).reshape(len(urls)), np.uint64(0))
+        row, fresh = self.vocabulary.admit(ids, at_once=True)
+        self._enter(fresh)
+        self._last_min[fresh] = self._clock_ms // 60_000
+        known = row >= 0
+        row, unit = row[known], (vectors[known] / length[known, None]).astype(np.float32)
+        mine, seen = self.sphere.unit(row), self.visits[row] / self.unit
+        taught = seen >= 1
+        unit = turned(unit, mine[taught], unit[taught], np.log1p(seen[taught]))
+        share = (PRIOR_VISITS / (PRIOR_VISITS + seen)).astype(np.float32)[:, None]
+        mixed = share * unit + (1 - share) * mine
+        self._place(row, mixed / np.maximum(np.linalg.norm(mixed, axis=1, keepdims=True), 1e-6), derived=False)
+        self._name({int(i): url for i, url, here in zip(ids, urls, known, strict=True) if here})
+        return len(row)
+
+    def _place(self, rows: I32, unit: F32, derived: bool) -> None:
+        """Put rows where somebody else says they belong: `derived` from the counts as they are, or as a prior."""
+        old = self._derived(rows)
+        if derived:
+            self.sphere.weighed(rows, self.mass)
+        else:
+            self.prior[rows] = True
+        self.sphere.place(rows, unit)
+        self.composer.replace(self._parts[rows], old, self.sphere.vectors[rows])
+
+    def _enter(self, fresh: I32) -> None:
+        """Take new rows into use."""
+        if len(fresh):
+            self._reserve(self.vocabulary.count)
+            self.sphere.enter(fresh, self.vocabulary.ids[fresh])
+
+    # -- time and room -----------------------------------------------------------------------------------------------
+
+    def _advance(self, clock_ms: int) -> None:
+        if clock_ms <= self._clock_ms:
+            return
+        half_life_ms = self._settings.half_life_ms
+        if not self._clock_ms:
+            self._clock_ms = self._origin_ms = self._swept_ms = clock_ms
+            self._last_min[:] = clock_ms // 60_000  # of what was learned without a clock
+        self._clock_ms = min(clock_ms, self._clock_ms + max(1, int(_CLOCK_STEP * half_life_ms)))
+        self.unit = float(2.0 ** ((self._clock_ms - self._origin_ms) / half_life_ms))
+        if self.unit >= _LARGEST_UNIT:
+            self._rescale()
+        if self._clock_ms - self._swept_ms >= self._settings.time_to_live_ms / _SWEEPS:
+            self._swept_ms = self._clock_ms
+            oldest_min = (self._clock_ms - self._settings.time_to_live_ms) // 60_000
+            n = self.vocabulary.count
+            self._remove(
+                np.flatnonzero((self.vocabulary.ids != 0) & (self._last_min[:n] < oldest_min)).astype(np.int32)
+            )
+
+    def _rescale(self) -> None:
+        factor = 1 / _LARGEST_UNIT
+        for counts in (self.near.count, self.after.count, self.mass, self.visits, self._total):
+            np.multiply(counts, factor, out=counts)
+        self.sphere.rescale(factor)
+        self._origin_ms += round(16 * self._settings.half_life_ms)
+        self.unit *= factor
+
+    def _make_room(self, ids: U64) -> None:
+        """Where rows run out, the URLs with the fewest visits go, of those the ones not seen for longest."""
+        v, most = self.vocabulary, max(1, self._settings.capacity // _SWEEPS)
+        if v.live + len(ids) <= v.capacity:
+            return
+        unknown = len(np.unique(ids[(v.find(ids) < 0) & (ids != 0)]))
+        if v.live + min(unknown, most) <= v.capacity:
+            return
+        live = np.flatnonzero(v.ids)
+        coldest_first = np.lexsort((self._last_min[live], self.visits[live]))
+        self._remove(np.sort(live[coldest_first[:most]]).astype(np.int32))
+
+    def _remove(self, rows: I32) -> None:
         if not len(rows):
             return
-        self._mass_then[rows] = self.mass[rows]
-        self._log_mass[rows] = np.log(self.mass[rows])
-        sums = np.empty((len(rows), self._settings.dims), np.float32)
-        log_total = float(np.log(self._total[0]))
-        gather(rows, self.slot_url, self.slot_count, self.used, self._log_mass, log_total, self.vectors, sums)
-        z = torch.tensor(sums) @ self._whitener.to(torch.float32)  # (n, dims)
-        norm = z.norm(dim=1, keepdim=True)
-        old = torch.tensor(self.vectors[rows])
-        # Without this normalisation heavy topics take the whole subspace (.74 instead of .99 on 500 topics).
-        z = torch.where(torch.isfinite(norm) & (norm > 1e-3), self.radius * z / norm.clamp_min(1e-9), old)
-        wide, narrow = z.double(), old.double()
-        self._gram += wide.T @ wide - narrow.T @ narrow
-        self.vectors[rows] = z.numpy()
-        self._whiten()
+        gone = np.zeros(len(self.mass), np.bool_)
+        gone[rows] = True
+        for slots in (self.near, self.after):
+            slots.forget(rows, gone, self.vocabulary.count)
+        self.composer.replace(
+            self._parts[rows], self._derived(rows), np.zeros((len(rows), self._settings.dims), np.int16)
+        )
+        self.composer.leave(self._parts[rows])
+        self._parts[rows] = -1
+        self.sphere.leave(rows)
+        self._total -= self.mass[rows].sum()
+        self.mass[rows], self.visits[rows], self._last_min[rows], self.prior[rows] = 0, 0, 0, False
+        self.vocabulary.remove(rows)
+        self.removed += len(rows)
 
-    def _whiten(self) -> None:
-        gram, eye = self._gram / self.vocabulary.count, torch.eye(self._settings.dims, dtype=torch.float64)
-        error = self._whitener @ gram @ self._whitener - eye
-        if error.norm() < _DRIFTED:  # one Newton-Schulz step towards gram ** -1/2
-            w = self._whitener @ (eye - 0.5 * error)
-        else:
-            values, basis = torch.linalg.eigh(gram)
-            w = basis / values.clamp_min(1e-4 * float(values[-1])).sqrt() @ basis.T
-        self._whitener = (w + w.T) / 2
+    # -- reading -----------------------------------------------------------------------------------------------------
 
     def successors(self, rows: I32, k: int) -> tuple[I32, F32]:
         """(n, k) rows most often seen next, best first, -1 where there are fewer; and the share of each."""
         out, score = np.empty((len(rows), k), np.int32), np.empty((len(rows), k), np.float32)
-        top_successors(rows, self.next_url, self.next_count, self.next_used, out, score)
+        top_successors(rows, self.after.url, self.after.count, self.after.used, out, score)
         return out, score
 
     def steps_seen(self, before: I32, after: I32) -> tuple[F32, F32]:
-        """How often each step before → after was seen, and how often any step from `before`."""
+        """How often each step before → after was seen, and how often any step from `before`; in visits of now."""
         seen, total = np.empty(len(before), np.float32), np.empty(len(before), np.float32)
-        step_share(before, after, self.next_url, self.next_count, self.next_used, seen, total)
-        return seen, total
+        step_share(before, after, self.after.url, self.after.count, self.after.used, seen, total)
+        return seen / np.float32(self.unit), total / np.float32(self.unit)
 
     def popularity(self, rows: I32) -> F64:
-        """Share of the mass that a URL has, as if a thousand more URLs were known that nobody visited yet."""
-        mass = np.where(rows >= 0, self.mass[np.maximum(rows, 0)], 0.0)
-        share: F64 = (mass + 1) / (self._total[0] + self.vocabulary.count + 1000)
+        """Share of the visits that a URL has, as if a thousand more URLs were known that nobody visited yet."""
+        visits = np.where(rows >= 0, self.visits[np.maximum(rows, 0)], 0.0)
+        everything = float(self.visits[: self.vocabulary.count].sum()) + self.unit * (self.vocabulary.live + 1000)
+        share: F64 = (visits + self.unit) / everything
         return share
 
-    def nearest(self, row: int, k: int) -> list[tuple[int, float]]:
-        """The k rows with the highest cosine, of those that co-occurred with anything and have a name."""
-        return self._nearest(self.vectors[row] / np.float32(self.radius), k, row)
+    # -- as an estimator ---------------------------------------------------------------------------------------------
 
-    def nearest_to_mean(self, rows: list[int], k: int) -> list[tuple[int, float]]:
-        """The k rows nearest to where a URL like these may stand: their mean, each weighed by the logarithm of its mass."""
-        weight = np.log1p(self.mass[rows])[:, None]
-        mean = (self.vectors[rows] * weight).sum(axis=0)
-        length = float(np.linalg.norm(mean))
-        return self._nearest(mean / np.float32(length), k) if length > 0 else []
+    def learn_one(self, session: Sequence[str], clock_ms: int = 0) -> "URL2Vec":
+        """Learn one session: URLs in the order of their visits."""
+        return self.learn_many([session], clock_ms)
 
-    def _nearest(self, unit: F32, k: int, but: int | None = None) -> list[tuple[int, float]]:
-        n = self.vocabulary.count
-        cosine = self.vectors[:n] @ unit / self.radius
-        cosine[self.mass[:n] <= 0] = -2
-        if but is not None:
-            cosine[but] = -2
-        best = np.argsort(-cosine, kind="stable")
-        named = [int(r) for r in best[: k + 64] if cosine[r] > -2 and self.vocabulary.names[int(r)]]
-        return [(r, float(cosine[r])) for r in named[:k]]
+    def learn_many(self, sessions: Iterable[Sequence[str]], clock_ms: int = 0, batch: int = 1024) -> "URL2Vec":
+        """Learn sessions in micro-batches of about `batch` visits. Immediate repeats of a URL count once."""
+        urls: list[int] = []
+        recent: list[tuple[int, ...]] = []
+        names: dict[int, str] = {}
+        for session in sessions:
+            earlier: tuple[int, ...] = ()
+            for url in session:
+                url_id = url_identity(url)
+                if earlier and earlier[0] == url_id:
+                    continue
+                names[url_id] = url
+                urls.append(url_id)
+                recent.append(earlier)
+                earlier = (url_id, *earlier[: RECENT - 1])
+            if len(urls) >= batch:
+                self.learn(Steps.from_lists(urls, recent), names, clock_ms)
+                urls, recent, names = [], [], {}
+        if urls:
+            self.learn(Steps.from_lists(urls, recent), names, clock_ms)
+        return self
+
+    def row(self, url: str) -> int:
+        """The URL's row, -1 where it is unknown."""
+        return int(self.vocabulary.find(np.array([url_identity(url)], np.uint64))[0])
+
+    def compose(self, url: str, title: str = "") -> tuple[F32, list[str]]:
+        """(dims,) where an unseen URL may stand, of length one, and the parts that say so; zeros where nothing is known."""
+        ids, named = table([parts(url, title)]), named_parts(url, title)
+        return self.composer.compose(ids)[0][0], [named[at] for at in self.composer.used(ids)[0]]
+
+    def __contains__(self, url: str) -> bool:
+        return self.row(url) >= 0
+
+    def vector(self, url: str) -> F32:
+        """(dims,) the URL's unit vector; an unseen one is composed from its parts. Raises KeyError where none is known."""
+        row = self.row(url)
+        unit: F32 = self.sphere.unit(np.array([row]))[0] if row >= 0 else self.compose(url)[0]
+        if not unit.any():
+            raise KeyError(url)
+        return unit
+
+    def most_similar(
+        self, positive: str | Sequence[str], negative: Sequence[str] = (), k: int = 10
+    ) -> list[tuple[str, float]]:
+        """The k URLs nearest, by cosine, to the sum of some and the difference of others; these left out.
+
+        As gensim's: `most_similar(["/hats/red", "/shoes"], ["/hats"])` asks what is to shoes as red hats are to hats.
+        Raises KeyError where a URL is unknown.
+        """
+        positive = [positive] if isinstance(positive, str) else positive
+        wanted = sum((self.vector(url) for url in positive), np.zeros(self._settings.dims, np.float32))
+        wanted = wanted - sum((self.vector(url) for url in negative), np.zeros(self._settings.dims, np.float32))
+        return self.nearest_to(wanted, k, but=[self.row(url) for url in (*positive, *negative)])
+
+    def nearest_to(self, vector: F32, k: int, but: Sequence[int] = ()) -> list[tuple[str, float]]:
+        """The k URLs nearest to a vector (dims,), best first, with their cosine; of those that were visited with others."""
+        n, names = self.vocabulary.count, self.vocabulary.names
+        known = (self.mass[:n] > 0) | self.prior[:n]
+        # Some rows may be nameless for a while: a few more are asked for than are shown.
+        rows, cosine = nearest_rows(
+            self.sphere.vectors[:n], known, vector[None], k + 16, np.array([list(but) or [-1]], np.int32)
+        )
+        found = [
+            (names[r], c) for r, c in zip(rows[0].tolist(), cosine[0].tolist(), strict=True) if r >= 0 and names[r]
+        ]
+        return found[:k]
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
 
     def state(self) -> State:
         """Arrays from which `load` makes an equal model; unused slots are left out."""
         n = self.vocabulary.count
-        filled = np.arange(self._settings.slots) < self.used[:n, None]
-        followed = np.arange(self._settings.successor_slots) < self.next_used[:n, None]
         own: State = {
-            "slot_url": self.slot_url[:n][filled],
-            "slot_count": self.slot_count[:n][filled],
-            "used": self.used[:n],
-            "next_url": self.next_url[:n][followed],
-            "next_count": self.next_count[:n][followed],
-            "next_used": self.next_used[:n],
             "mass": self.mass[:n],
-            "mass_then": self._mass_then[:n],
-            "log_mass": self._log_mass[:n],
-            "vectors": self.vectors[:n],
+            "visits": self.visits[:n],
+            "last": self._last_min[:n],
+            "prior": self.prior[:n],
+            "parts": self._parts[:n],
             "total": self._total,
             "draws": self._draws,
-            "gram": self._gram.numpy(),
-            "whitener": self._whitener.numpy(),
+            "times": np.array([self._clock_ms, self._origin_ms, self._swept_ms, self.removed], np.int64),
+            "unit": np.array([self.unit]),
         }
-        return own | {f"vocabulary.{key}": value for key, value in self.vocabulary.state().items()}
+        parts = {
+            "vocabulary": self.vocabulary.state(), "near": self.near.packed(n), "after": self.after.packed(n),
+            "sphere": self.sphere.state(n), "reach": self.reach.state(), "composer": self.composer.state(),
+        }  # fmt: skip
+        return own | {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
 
     def load(self, state: Mapping[str, NDArray[np.generic]]) -> None:
-        """Take over a saved state. Raises ValueError or KeyError where it does not fit; then this model is unusable."""
-        prefix = "vocabulary."
-        self.vocabulary.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        """Take over a saved state, into a model that knows nothing yet. Raises ValueError or KeyError where it does not fit;
+        then this model is unusable."""
+
+        def under(part: str) -> State:
+            return {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}
+
+        self.vocabulary.load(under("vocabulary."))
         n = self.vocabulary.count
-        self._allocate(min(1024, self._settings.capacity))
-        self._grow(n)
-        for name in ("used", "next_used", "mass", "vectors"):
-            getattr(self, name)[:n] = state[name]
-        self._mass_then[:n], self._log_mass[:n] = state["mass_then"], state["log_mass"]
-        filled = np.arange(self._settings.slots) < self.used[:n, None]
-        followed = np.arange(self._settings.successor_slots) < self.next_used[:n, None]
-        for name in ("slot_url", "slot_count"):
-            getattr(self, name)[:n][filled] = state[name]
-        for name in ("next_url", "next_count"):
-            getattr(self, name)[:n][followed] = state[name]
-        for pointers in (state["slot_url"], state["next_url"]):
-            if len(pointers) and not 0 <= int(pointers.min()) <= int(pointers.max()) < n:
-                raise ValueError("a slot points to a URL that is not in the vocabulary")
+        self._reserve(n)
+        self.near.unpack(under("near."), n)
+        self.after.unpack(under("after."), n)
+        self.sphere.load(under("sphere."), n)
+        self.reach.load(under("reach."))
+        self.composer.load(under("composer."))
+        self.mass[:n], self.visits[:n], self._last_min[:n] = state["mass"], state["visits"], state["last"]
+        self.prior[:n], self._parts[:n] = state["prior"], state["parts"]
+        if n and not -1 <= int(self._parts[:n].min()) <= int(self._parts[:n].max()) < 1 << self._settings.part_bits:
+            raise ValueError("a URL has a part that is not in the table of parts")
         self._total[:], self._draws[:] = state["total"], state["draws"]
-        self._gram.copy_(torch.tensor(state["gram"]))
-        self._whitener.copy_(torch.tensor(state["whitener"]))
+        self._clock_ms, self._origin_ms, self._swept_ms, self.removed = (int(x) for x in state["times"])
+        self.unit = float(state["unit"][0])

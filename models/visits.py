@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-RECENT = 8  # earlier visits of the session that a context carries; URL2vec gains from five to ten
+RECENT = 10  # earlier visits of the session that a context carries; URL2vec gains from five to ten
 
 
 def url_identity(url: str) -> int:
@@ -36,6 +36,5 @@ class VisitContext:
     user_agent: str | None
     title: str | None
     properties: Mapping[str, str | int | float | bool]
-    repeat: (
-        bool  # the same URL as the visit just before it: teaches URL2vec nothing; then `recent` does not start with it
-    )
+    repeat: bool  # the same URL as the visit just before it, or a duplicate; then `recent` does not start with it
+    teaches: bool = True  # False where URL2vec is to learn nothing from it, whatever its URL

@@ -7,6 +7,7 @@ are imported inside the commands that need them, so that `--help` and `status` a
 
 import asyncio
 import importlib
+import keyword
 import logging
 import sys
 
@@ -26,8 +27,10 @@ COMMANDS = {
     "status": "streams.cli_status",
     "wait": "streams.cli_status",
     "tail": "streams.cli_tail",
-    "nearest": "streams.cli_vectors",
+    "nearest": "streams.cli_nearest",
+    "analogy": "streams.cli_nearest",
     "export": "streams.cli_vectors",
+    "import": "streams.cli_vectors",
     "topics": "streams.cli_topics",
     "bench": "streams.cli_bench",
 }
@@ -44,7 +47,8 @@ class LazyGroup(click.Group):
         """The command of that name, None when there is none."""
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command = getattr(importlib.import_module(COMMANDS[cmd_name]), name)
         assert isinstance(command, click.Command)
         return command
 

@@ -1,34 +1,77 @@
-"""`url2vec bench NAME`: the pipeline, or its transport alone, beside its opponents on this machine."""
+"""`url2vec bench NAME`: the pipeline, its transport alone, or the vectors, beside their opponents on this machine."""
 
 import os
 import signal
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
+from rich.console import Console
 
-from streams.console import options, out, print_json, prose
+from streams.console import Failed, options, out, print_json, prose
 
-NAMES = ("pipeline", "transport")
+_WIDTH = 140  # of the tables of vectors, on whatever terminal: cells cut short say nothing
+_STREAMS = (
+    "wikispeedia",
+    "short",
+    "long",
+    "tabs",
+    "topics",
+)  # of streams.bench.embedding_corpus, which is slow to import
 
 
-@click.command()
-@click.argument("name", metavar="NAME", type=click.Choice(NAMES))
-@click.option("--visits", type=click.IntRange(100), metavar="N", help="of ours in a round; 40,000, for transport all")
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="of each, in turns")
-@options("json", "debug")
-def bench(name: str, visits: int | None, rounds: int, as_json: bool, debug: bool) -> None:
-    """Run a benchmark beside its opponents: stock Faust, and a plain confluent-kafka loop as the upper bound.
+class _Names(click.Group):
+    """Benchmarks by name; an unknown one is answered with those there are."""
 
-    NAME is pipeline, the whole job (score, answer, join outcomes, learn, checkpoint), or transport, reading and counting.
-    All read the same bundled visits from an embedded broker, in alternating rounds; stock Faust reads fewer of them,
-    because it is slow, and the plain loop more, because it is fast. What each is spared stands at the head of its file in
-    streams/bench.
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As a group does, with the names in the sentence."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            ctx.fail(f"{args[0]!r} is none of {', '.join(map(repr, self.commands))}.")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Names)
+def bench() -> None:
+    """Run a benchmark beside its opponents, on this machine.
 
     \b
-    Example:
+    Examples:
       url2vec bench pipeline --rounds 5
+      url2vec bench embedding --quick
     """
+
+
+_visits = click.option(
+    "--visits", type=click.IntRange(100), metavar="N", help="of ours in a round; 40,000, for transport all"
+)
+_rounds = click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="of each, in turns")
+
+
+@bench.command()
+@_visits
+@_rounds
+@options("json", "debug")
+def pipeline(visits: int | None, rounds: int, as_json: bool, debug: bool) -> None:
+    """The whole job (score, answer, join outcomes, learn, checkpoint), beside stock Faust and a plain loop.
+
+    The plain confluent-kafka loop is the upper bound. All read the same bundled visits from an embedded broker, in
+    alternating rounds; stock Faust reads fewer of them, because it is slow, and the plain loop more, because it is fast. What
+    each is spared stands at the head of its file in streams/bench.
+    """
+    _compete("pipeline", visits, rounds, as_json)
+
+
+@bench.command()
+@_visits
+@_rounds
+@options("json", "debug")
+def transport(visits: int | None, rounds: int, as_json: bool, debug: bool) -> None:
+    """Reading and counting alone, beside stock Faust and a plain loop."""
+    _compete("transport", visits, rounds, as_json)
+
+
+def _compete(name: str, visits: int | None, rounds: int, as_json: bool) -> None:
     from deploy.embedded import EmbeddedServers
     from streams.bench.contestants import Arena, require_plain_loop
     from streams.bench.report import rows, table
@@ -50,6 +93,64 @@ def bench(name: str, visits: int | None, rounds: int, as_json: bool, debug: bool
         f"Median of {rounds} alternating rounds on {os.cpu_count()} cores, with the broker and the store on the same; "
         f"spread is (most - least) / median.\nRecords of visits a round: {read}; the bundled games, in order; model seed 0."
     )
+
+
+@bench.command()
+@click.option(
+    "--streams", metavar="NAMES", default=",".join(_STREAMS), show_default=True, help="which to learn, by comma"
+)
+@click.option("--quick", is_flag=True, help="a tenth of each stream")
+@_rounds
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of models and synthetic streams")
+@click.option(
+    "--slots", type=click.IntRange(2), multiple=True, default=(32,), show_default=True, help="also URL2vec with so many"
+)
+@click.option("--batch", type=click.IntRange(1), default=1024, show_default=True, help="visits in a micro-batch")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="cpu", show_default=True, help="of URL2vec"
+)
+@options("json", "debug")
+def embedding(
+    streams: str, quick: bool, rounds: int, seed: int, slots: tuple[int, ...], batch: int, device: str, as_json: bool,
+    debug: bool,
+) -> None:  # fmt: skip
+    """The vectors: how good, how fast, how large, how steady, beside gensim's word2vec and an offline SVD.
+
+    On the bundled games and on synthetic sessions, each learned by everybody from the same arrays. gensim is not part of an
+    installation: pip install -e '.[bench]' adds it, and without it its rows are missing.
+    """
+    names = [name.strip() for name in streams.split(",")]
+    if unknown := [name for name in names if name not in _STREAMS]:
+        raise click.UsageError(f"{unknown[0]!r} is no stream: give some of {', '.join(_STREAMS)}")
+    signal.signal(signal.SIGTERM, _interrupted)
+    for library in ("OPENBLAS", "MKL", "OMP"):  # one thread for everybody; read when numpy is first imported
+        os.environ[f"{library}_NUM_THREADS"] = "1"
+    import torch
+
+    from streams.bench.embedding import Row, legend, measure, ours, table
+    from streams.bench.embedding_corpus import corpus
+    from streams.bench.embedding_opponents import opponents
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Failed("torch finds no GPU here: leave --device out")
+    others, missing = opponents(seed)
+    found: list[Row] = []
+    wide = Console(highlight=False, soft_wrap=True, width=max(out.width, _WIDTH))
+    for sentence in missing:
+        prose.print(sentence, markup=False)
+    for name in names:
+        rows = measure(corpus(name, quick, seed), ours(slots, seed, device, batch), others, rounds, seed, prose.print)
+        found += rows
+        if not as_json:
+            wide.print(table(rows))
+            wide.print()
+    if as_json:
+        print_json(found)
+        return
+    asked = f"url2vec bench embedding --streams {streams}{' --quick' if quick else ''} --rounds {rounds} --seed {seed}"
+    asked += "".join(f" --slots {k}" for k in slots) + f" --batch {batch} --device {device}"
+    said = [*(f"{sentence}." for sentence in missing), legend(asked, rounds, seed, batch, device)]
+    out.print(" ".join(said), markup=False)
 
 
 def _interrupted(*_: object) -> None:

@@ -1,23 +1,36 @@
-"""`url2vec nearest` and `url2vec export`: a look at the live vectors, and vectors out.
+"""`url2vec export` and `url2vec import`: vectors out of the live model, and vectors into it as a warm start.
 
-Both build the model as a new worker would, from the newest snapshot and the lessons after it, so they show what had been
-learned at the last checkpoint and need no running worker.
+`live_model` builds the model as a new worker would, from the newest snapshot and what came after it: so commands show what
+had been learned at the last checkpoint, and need no running worker.
+
+An import goes to the store, not to a worker: every replica takes it in, running ones within seconds, later ones when
+they start. It is a beginning, no more: what the stream teaches moves the vectors on.
 """
 
 import asyncio
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
+from models.vector_files import FORMATS, BadVectors, form_of, write
 from streams import topics as broker
-from streams.console import Failed, options, out, plain, print_json, prose
+from streams.console import Failed, options, print_json, prose
 from streams.settings import Settings, resolve
 from streams.store import Store
+from streams.urls import Canonicaliser
 
 if TYPE_CHECKING:
+    from models.imported import F32, Imported
     from models.learner import Learner
+
+form_option = click.option(
+    "--format", "form", type=click.Choice(FORMATS),
+    help="by default from the name: .npz, .bin is word2vec-binary, .tsv is projector, anything else word2vec text",
+)  # fmt: skip
 
 
 async def live_model(settings: Settings) -> "Learner":
@@ -37,60 +50,30 @@ async def live_model(settings: Settings) -> "Learner":
 
 
 @click.command()
-@click.argument("url")
-@options()
-@click.option("-k", "count", type=click.IntRange(1, 1000), default=10, show_default=True, help="how many")
-def nearest(
-    url: str, kafka: str | None, redis: str | None, config: str | None, as_json: bool, debug: bool, count: int
-) -> None:
-    """The URLs whose live vectors are nearest to that of URL, by cosine.
-
-    A URL that was never visited is composed from those that share most of its address, and that is said.
-
-    \b
-    Example:
-      url2vec nearest https://en.wikipedia.org/wiki/Bee -k 5
-    """
-    learner = asyncio.run(live_model(resolve(kafka, redis, config)))
-    if learner.knows(url):
-        found = learner.nearest(url, count)
-    else:
-        prefix, found = learner.nearest_composed(url, count)
-        if not found:
-            raise Failed(
-                f"{plain(url)} was never visited, nor anything on its host; `url2vec tail` shows URLs as they come"
-            )
-        prose.print(f"never visited: composed from what is known under {plain(prefix)}", markup=False)
-    near = [{"url": other, "similarity": round(similarity, 4)} for other, similarity in found]
-    if as_json:
-        print_json(near)
-        return
-    for row in near:
-        out.print(f"{row['similarity']:.3f}  {plain(str(row['url']))}", markup=False)
-
-
-@click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @options()
-@click.option(
-    "--format", "form", type=click.Choice(["word2vec", "npz", "projector"]),
-    help="by default from the name: .npz, .tsv is projector, anything else word2vec text",
-)  # fmt: skip
+@form_option
 def export(
     file: Path, kafka: str | None, redis: str | None, config: str | None, as_json: bool, debug: bool, form: str | None
 ) -> None:
-    """Write the live vectors to FILE: word2vec text (gensim reads it), npz, or TensorBoard's projector (two .tsv files).
+    """Write the live vectors to FILE: word2vec text or binary (gensim reads both), npz, or TensorBoard's projector.
+
+    The projector takes two .tsv files, vectors and names, and finds them by projector_config.pbtxt beside them.
 
     \b
-    Example:
+    Examples:
       url2vec export vectors.txt
       python -c "from gensim.models import KeyedVectors; KeyedVectors.load_word2vec_format('vectors.txt')"
+      url2vec export board/vectors.tsv && tensorboard --logdir board
     """
-    form = form or {".npz": "npz", ".tsv": "projector"}.get(file.suffix, "word2vec")
+    form = form or form_of(file)
     urls, vectors = asyncio.run(live_model(resolve(kafka, redis, config))).vectors()
     if not urls:
         raise Failed("there are no vectors yet: nothing was visited")
-    written = write_vectors(file, form, urls, vectors)
+    try:
+        written = write(file, form, urls, vectors)
+    except BadVectors as error:
+        raise Failed(str(error)) from error
     if as_json:
         print_json(
             {"urls": len(urls), "dims": int(vectors.shape[1]), "format": form, "files": [str(path) for path in written]}
@@ -99,28 +82,90 @@ def export(
         prose.print(f"{len(urls):,} vectors of {vectors.shape[1]} dimensions in {', '.join(map(str, written))}")
 
 
-def write_vectors(
-    file: Path, form: str, urls: list[str], vectors: "np.ndarray[tuple[int, int], np.dtype[np.float32]]"
-) -> list[Path]:
-    """Write them whole or not at all (a file of the same name is replaced at the end); returns the files written."""
-    names = [
-        url.encode("utf-8", "replace").decode().replace(" ", "%20").replace("\n", "%0A").replace("\t", "%09")
-        for url in urls
-    ]
-    partial = file.with_name(file.name + ".part")
-    if form == "npz":
-        with partial.open("wb") as stream:
-            np.savez_compressed(stream, urls=np.array(names), vectors=vectors)
-    elif form == "projector":
-        labels = file.with_name(f"{file.stem}.metadata.tsv")
-        labels.write_text("\n".join(names) + "\n", encoding="utf-8")
-        np.savetxt(partial, vectors, fmt="%.6g", delimiter="\t")
-        partial.replace(file)
-        return [file, labels]
+@click.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@options()
+@form_option
+def import_(
+    file: Path, kafka: str | None, redis: str | None, config: str | None, as_json: bool, debug: bool, form: str | None
+) -> None:
+    """Read vectors from FILE as a warm start of the live model: URLs it holds begin where the file says.
+
+    FILE is what `export` writes, or word2vec vectors of another tool whose words are URLs. The stream moves them on:
+    they weigh less the more visits a URL gets. Where the model knows some of the URLs already, the file's space is turned
+    onto its own by them. Running workers take them in within seconds, others when they start.
+
+    \b
+    Example:
+      url2vec import vectors.txt
+    """
+    settings = resolve(kafka, redis, config)
+    form = form or form_of(file)
+    if not file.is_file():
+        raise Failed(f"{file} is not a regular file, and is to be read twice: to check all of it, then to import it")
+    try:
+        rotation, known = _onto_ours(settings, _parts(file, form, settings))
+        urls = asyncio.run(_send(settings, _parts(file, form, settings), rotation))
+    except BadVectors as error:
+        raise Failed(str(error)) from error
+    if as_json:
+        print_json({"urls": urls, "dims": settings.dims, "format": form})
     else:
-        with partial.open("w", encoding="utf-8") as text:
-            text.write(f"{len(names)} {vectors.shape[1]}\n")
-            for name, vector in zip(names, vectors, strict=True):
-                text.write(name + " " + " ".join(f"{x:.6g}" for x in vector) + "\n")
-    partial.replace(file)
-    return [file]
+        prose.print(
+            f"{urls:,} vectors of {settings.dims} dimensions imported, {known:,} of them of URLs that are known here; "
+            "workers take them in within seconds"
+        )
+
+
+def _parts(file: Path, form: str, settings: Settings) -> "Iterator[Imported]":
+    """The file's vectors under the names that their URLs have here. Raises BadVectors, Failed for other dimensions."""
+    from models.imported import Imported
+    from models.vector_reading import read
+
+    canonical, some = Canonicaliser(settings.urls).canonical, False
+    for urls, vectors in read(file, form):
+        if vectors.shape[1] != settings.dims:
+            raise Failed(
+                f"{file} holds vectors of {vectors.shape[1]} dimensions, and the model's have {settings.dims} "
+                "(`dims` in the section [model] of the settings)"
+            )
+        names = [canonical(url) for url in urls]
+        named = [at for at, name in enumerate(names) if name]
+        part = Imported.of([names[at] for at in named], vectors[named])
+        if part.urls:
+            some = True
+            yield part
+    if not some:
+        raise Failed(f"{file} holds no vector that has a name and a direction")
+
+
+def _onto_ours(settings: Settings, parts: "Iterator[Imported]") -> "tuple[F32, int]":
+    """Reads all, so that nothing is taken in of a file that is torn; returns how to turn its space onto the model's.
+
+    (dims, dims), and the number of URLs that both know. By all of them, here, once: a replica gets the file in parts,
+    and each part turned by its own few would fit the others less.
+    """
+    from models.alignment import turned
+
+    first = next(parts)  # what is wrong with the whole file shows here, before any server is asked
+    names, vectors = asyncio.run(live_model(settings)).vectors()
+    row = {name: at for at, name in enumerate(names)}
+    ours, theirs = [], []
+    for part in chain([first], parts):
+        both = [(row[url], at) for at, url in enumerate(part.urls) if url in row]
+        ours += [at for at, _ in both]
+        theirs.append(part.vectors[[at for _, at in both]])
+    unturned = np.eye(settings.dims, dtype=np.float32)
+    return turned(unturned, vectors[ours], np.concatenate(theirs), np.ones(len(ours))), len(ours)
+
+
+async def _send(settings: Settings, parts: "Iterator[Imported]", rotation: "F32") -> int:
+    store, urls = Store(settings), 0
+    try:
+        for part in parts:
+            part.vectors = part.vectors @ rotation
+            await store.add_import(part.encode())
+            urls += len(part.urls)
+    finally:
+        await store.close()
+    return urls

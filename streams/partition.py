@@ -15,6 +15,7 @@ import msgspec
 
 from models.lesson import CorruptLesson, Lesson
 from models.progressive import Progress
+from models.ranking import Ranking
 from streams.balance import Balance
 from streams.outcomes import Counts, OutcomeJoin, Settled
 from streams.sessions import Visitor
@@ -33,8 +34,6 @@ class Counters(msgspec.Struct):
     duplicates: int = 0
     keyless: int = 0  # accepted without a key, because the value names the visitor
     examples_learned: int = 0  # settled pairs of visit and task
-    next_url_hits: int = 0  # visits whose URL was among the ten predicted from the URL before it
-    next_url_tries: int = 0
 
     def add(self, other: "Counters") -> None:
         """Take another partition's counts in."""
@@ -49,6 +48,7 @@ class Summary(msgspec.Struct):
     outcomes: Counts = msgspec.field(default_factory=Counts)
     watermark: bytes = b""
     progress: dict[str, bytes] = msgspec.field(default_factory=dict)  # task → models.progressive.Progress
+    ranking: bytes = b""  # of the next URLs, models.ranking.Ranking
     balance: dict[str, Balance] = msgspec.field(default_factory=dict)  # task → what became of its questions
     model_step: int = 0
     urls: int = 0  # that the model knew
@@ -87,6 +87,7 @@ class PartitionState:
             task.name: Progress.decode(summary.progress[task.name]) if task.name in summary.progress else Progress()
             for task in settings.tasks
         }
+        self.ranking = Ranking.decode(summary.ranking) if summary.ranking else Ranking()
         self.balance = {task.name: summary.balance.get(task.name, Balance()) for task in settings.tasks}
         self.join = OutcomeJoin(settings.tasks, settings.session_gap_ms)
         self.join.counts = summary.outcomes
@@ -164,6 +165,7 @@ class PartitionState:
             outcomes=self.join.counts,
             watermark=self.watermark.encode(),
             progress={name: progress.encode() for name, progress in self.progress.items()},
+            ranking=self.ranking.encode(),
             balance=self.balance,
             model_step=model_step,
             urls=urls,

@@ -368,9 +368,8 @@ class Pipeline:
             return
         self._follow_due = now + 1.0
         try:
-            others = [number for number in self.partitions if number not in self.states]
-            if others:
-                await self.replica.follow(others)
+            # Also where no partition is another's: imported vectors come this way.
+            await self.replica.follow([number for number in self.partitions if number not in self.states])
             if now >= self._snapshot_due:
                 await self.snapshot()
         except MissingLessons:

@@ -4,16 +4,22 @@ Each worker holds a full replica. What a partition taught is in its stream of le
 the offset; so a replica that restores a snapshot and learns what came after it has taken in each record exactly once. The
 same steps make a new worker, repair one whose lessons were refused, and let a command look at the live vectors. Between
 checkpoints a worker also learns what other workers' partitions taught.
+
+Vectors that somebody imported are one more stream of lessons, IMPORTS: after a snapshot they come first, so that what
+the stream taught since moves them, not they it.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 
+from models.imported import CorruptImport, Imported
 from models.learner import CorruptSnapshot, Learner
 from models.lesson import CorruptLesson
 from streams.partition import lessons_of
-from streams.store import LessonEntry, Store
+from streams.store import IMPORTS, LessonEntry, Store
+
+IMPORTS_A_TURN = 8  # entries of some thousand URLs: a large import must not hold up the visits that wait for a worker
 
 
 class MissingLessons(Exception):  # noqa: N818 - a reason to rebuild, not a fault
@@ -48,26 +54,35 @@ class Replica:
             break
         else:
             await loop.run_in_executor(self._executor, self.learner.restore, self._blank)
-        await self._learn_after(partitions, from_snapshot=True)
+        await self._learn_after([IMPORTS, *partitions], from_snapshot=True)
 
     async def follow(self, partitions: Sequence[int]) -> None:
-        """Learn what the partitions taught since. Raises MissingLessons, StoreError."""
+        """Learn what the partitions taught since, and some of what was imported. Raises MissingLessons, StoreError."""
+        await self._learn_some(IMPORTS, IMPORTS_A_TURN, from_snapshot=False)
         await self._learn_after(partitions, from_snapshot=False)
 
     async def _learn_after(self, partitions: Iterable[int], from_snapshot: bool) -> None:
-        loop = asyncio.get_running_loop()
         for partition in partitions:
-            while entries := await self._store.lessons(partition, self.applied.get(partition, 0)):
-                for entry in entries:
-                    if entry.after > self.applied.get(partition, 0):
-                        if not from_snapshot:
-                            raise MissingLessons(f"partition {partition}: lessons up to step {entry.after} are gone")
-                        self._say(
-                            f"partition {partition}: lessons between steps {self.applied.get(partition, 0)} and {entry.after} "
-                            "are in no snapshot and no stream any more; the model goes on without them"
-                        )
-                    await loop.run_in_executor(self._executor, self._learn, partition, entry)
-                    self.applied[partition] = entry.step
+            most = IMPORTS_A_TURN if partition == IMPORTS else 100
+            while await self._learn_some(partition, most, from_snapshot):
+                pass
+
+    async def _learn_some(self, partition: int, most: int, from_snapshot: bool) -> bool:
+        """Learn the next entries of a stream, at most so many. Returns whether there were any."""
+        loop = asyncio.get_running_loop()
+        entries = await self._store.lessons(partition, self.applied.get(partition, 0), most)
+        for entry in entries:
+            if entry.after > self.applied.get(partition, 0):
+                if not from_snapshot:
+                    raise MissingLessons(f"{_name(partition)}: lessons up to step {entry.after} are gone")
+                self._say(
+                    f"{_name(partition)}: lessons between steps {self.applied.get(partition, 0)} and {entry.after} "
+                    "are in no snapshot and no stream any more; the model goes on without them"
+                )
+            learn = self._import if partition == IMPORTS else self._learn
+            await loop.run_in_executor(self._executor, learn, partition, entry)
+            self.applied[partition] = entry.step
+        return bool(entries)
 
     def _learn(self, partition: int, entry: LessonEntry) -> None:
         try:
@@ -75,6 +90,15 @@ class Replica:
                 self.learner.learn(lesson)
         except CorruptLesson as error:
             self._say(f"partition {partition}: the lesson of step {entry.step} is unusable ({error}) and is left out")
+
+    def _import(self, _: int, entry: LessonEntry) -> None:
+        try:
+            imported = Imported.decode(entry.blob)
+            self.learner.warm_start(imported.urls, imported.vectors)
+        except CorruptImport as error:
+            self._say(f"imported vectors, entry {entry.step}: unusable ({error}) and left out")
+        except ValueError as error:  # other dimensions: the settings were changed since
+            self._say(f"imported vectors, entry {entry.step}: they do not fit this model ({error}) and are left out")
 
     async def write_snapshot(self) -> None:
         """Keep the model as it is now; call only when everything it learned is in the store. Raises StoreError."""
@@ -84,3 +108,7 @@ class Replica:
         # The snapshot before this one stays as a fallback, so what it lacks must stay too.
         await self._store.trim_lessons({p: step for p, step in self.snapshot_through.items() if p in stamp})
         self.snapshot_through = stamp
+
+
+def _name(partition: int) -> str:
+    return "imported vectors" if partition == IMPORTS else f"partition {partition}"

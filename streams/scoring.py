@@ -48,7 +48,7 @@ class Steps:
     def __init__(self, settings: Settings, learner: Learner) -> None:
         self._settings = settings
         self._learner = learner
-        self._sessions = Sessioniser(settings.session_gap_ms)
+        self._sessions = Sessioniser(settings.session_gap_ms, settings.urls)
         self._task_names = [task.name for task in settings.tasks]
         self._outcomes_of = {task.name: task.outcomes for task in settings.tasks}
 
@@ -75,11 +75,7 @@ class Steps:
         topic = self._settings.topics.visits
         probability, baseline = scored.probability.tolist(), scored.baseline.tolist()
         novelty, new_url = scored.novelty.tolist(), scored.new_url.tolist()
-        following: dict[int, list[NextUrl]] = {}  # visits of one URL share the learner's list, and so this one
         for i, item in enumerate(prepared):
-            urls = scored.next_urls[i]
-            if id(urls) not in following:
-                following[id(urls)] = [NextUrl(url, score) for url, score in urls]
             visit, number = item.read.visit, item.state.number
             answer = ScoredVisit(
                 event_id=visit.event_id,
@@ -90,7 +86,7 @@ class Steps:
                 scored_at_ms=scored_at_ms,
                 scores=dict(zip(self._task_names, probability[i], strict=True)),
                 baseline=dict(zip(self._task_names, baseline[i], strict=True)),
-                next_urls=following[id(urls)],
+                next_urls=[NextUrl(url, score) for url, score in scored.next_urls[i]],
                 novelty=novelty[i],
                 model=stamp,
                 source=Source(topic=topic, partition=number, offset=item.read.offset),
@@ -104,6 +100,7 @@ class Steps:
         """Join outcomes with the visits they judge, then learn, partition by partition."""
         settled: dict[int, list[Settled]] = {}
         contexts: dict[int, list[VisitContext]] = {}
+        judged: dict[int, list[int]] = {}  # partition → places of visits that are no duplicates
         scored = answers.scored
         for i, item in enumerate(answers.prepared):
             assert scored is not None, "what is prepared was scored"
@@ -113,10 +110,7 @@ class Steps:
             if item.step.duplicate:
                 counters.duplicates += 1
                 continue
-            hit = int(scored.next_url_hit[i])
-            if hit >= 0:
-                counters.next_url_tries += 1
-                counters.next_url_hits += hit
+            judged.setdefault(state.number, []).append(i)
             contexts.setdefault(state.number, []).append(item.context)
             chances = {
                 name: (float(scored.probability[i, t]), float(scored.baseline[i, t]))
@@ -132,6 +126,9 @@ class Steps:
                     scored.features[i], chances, state.watermark.value_ms,
                 )
             )  # fmt: skip
+        for number, places in judged.items():
+            assert scored is not None, "what is judged was scored"
+            states[number].ranking.add(scored.ranks[places])
         for batch in decoded:
             state = states[batch.partition]
             state.counters.rejected += len(batch.rejected)
@@ -181,7 +178,8 @@ class Steps:
         self, state: PartitionState, contexts: list[VisitContext], examples: list[Example], through_ms: int = 0
     ) -> None:
         """One learning step of one partition."""
-        lesson = Lesson.of(contexts, examples, max([context.timestamp_ms for context in contexts], default=through_ms))
+        through_ms = max([context.timestamp_ms for context in contexts], default=through_ms)
+        lesson = Lesson.of(contexts, examples, through_ms, now_ms=int(time.time() * 1000))
         self._learner.learn(lesson)
         state.taught(lesson)
         state.counters.visits_learned += len(contexts)

@@ -17,6 +17,9 @@ The rules:
    the original's and with `repeat` set, and it is flagged.
 6. *Late is not lost.* A visit behind the watermark is flagged `late`, and is otherwise a visit like any other.
 
+7. *Some visits teach nothing* about URLs (static files, bots, by the rules in `streams.urls`): they belong to their session
+   like any other, but the visits after them do not see their URL.
+
 What is kept of a visitor is bounded, whatever the visitor does: about 120 bytes after a few visits, about 250 at most
 with ids of ordinary length. Event ids are remembered by 48 bits of their hash: two different ids among 16 are taken
 for one about once in 10^13 visits.
@@ -35,7 +38,8 @@ from xxhash import xxh3_64_digest
 
 from models.visits import RECENT, VisitContext, url_identity
 from schemas.records import WebVisit
-from streams.urls import canonical
+from streams.traffic import teaches
+from streams.urls import Canonicaliser, UrlRules
 
 REMEMBERED_EVENTS = 16  # a producer's retry comes within a few visits of the original; more would cost 6 bytes each
 _HASH_BYTES = 6  # 48 bits, see above
@@ -88,14 +92,16 @@ class SessionStep:
 
 
 class Sessioniser:
-    """Applies the rules above; holds nothing but the gap, so that one serves every partition."""
+    """Applies the rules above; holds nothing of any visitor, so that one serves every partition."""
 
-    def __init__(self, gap_ms: int) -> None:
-        """`gap_ms`: the silence, in event time, after which a visitor's next visit starts a session. Raises ValueError
-        unless it is positive."""
+    def __init__(self, gap_ms: int, urls: UrlRules | None = None) -> None:
+        """`gap_ms`: the silence, in event time, after which a visitor's next visit starts a session; `urls`: which URLs are
+        one page, and which visits teach. Raises ValueError unless the gap is positive."""
         if gap_ms <= 0:
             raise ValueError(f"the session gap must be positive, got {gap_ms} ms")
         self.gap_ms = gap_ms
+        self._rules = urls or UrlRules()
+        self._canonical = Canonicaliser(self._rules).canonical
 
     def visit(
         self, visitor: Visitor | None, event: WebVisit, watermark_ms: int
@@ -107,8 +113,9 @@ class Sessioniser:
         """
         now_ms = event.timestamp_ms
         late = now_ms < watermark_ms
-        url = canonical(event.url)
+        url = self._canonical(event.url)
         url_id = url_identity(url)
+        teaching = teaches(self._rules, url, event.user_agent)
         event_hash = xxh3_64_digest(event.event_id.encode())[:_HASH_BYTES]
 
         if visitor is not None and _remembers(visitor.seen, event_hash):
@@ -116,8 +123,8 @@ class Sessioniser:
 
         if visitor is not None and self._in_session(visitor, event):
             earlier = visitor.recent
-            repeat = earlier[0] == url_id
-            recent = earlier if repeat else (url_id, *earlier[:RECENT])
+            repeat = teaching and earlier[:1] == (url_id,)
+            recent = (url_id, *earlier[:RECENT]) if teaching and not repeat else earlier
             after = Visitor(
                 session_id=visitor.session_id,
                 started_ms=min(visitor.started_ms, now_ms),
@@ -140,7 +147,7 @@ class Sessioniser:
                 last_ms=now_ms,
                 position=1,
                 entry=url_id,
-                recent=(url_id,),
+                recent=(url_id,) if teaching else (),
                 seen=_remember(visitor.seen if visitor else b"", event_hash),
                 visits=(visitor.visits if visitor else 0) + 1,
                 sessions=(visitor.sessions if visitor else 0) + 1,
@@ -160,6 +167,7 @@ class Sessioniser:
             visits_before=after.visits - 1,
             sessions_before=sessions_before,
             repeat=repeat,
+            teaches=teaching,
         )
         flags = (("new_visitor",) if visitor is None else ()) + (("late",) if late else ())
         return after, context, SessionStep(after.session_id, flags, continues=after.position > 1, duplicate=False)
@@ -197,6 +205,7 @@ class Sessioniser:
             visits_before=visitor.visits - 1,
             sessions_before=sessions_before,
             repeat=True,
+            teaches=False,
         )
         flags = (("late",) if late else ()) + ("duplicate",)
         return context, SessionStep(session_id, flags, continues=position > 1, duplicate=True)
@@ -215,6 +224,7 @@ def _context(
     visits_before: int,
     sessions_before: int,
     repeat: bool,
+    teaches: bool,
 ) -> VisitContext:
     return VisitContext(
         url=url,
@@ -233,6 +243,7 @@ def _context(
         title=event.title,
         properties=event.properties,
         repeat=repeat,
+        teaches=teaches,
     )
 
 

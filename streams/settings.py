@@ -17,9 +17,11 @@ import msgspec
 
 from streams.errors import ConfigError
 from streams.outcomes import Task
+from streams.urls import UrlRules
 
 UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 DEFAULT_FILE = "url2vec.toml"
+PARAMETER = re.compile(r"[^\s*&=?#]+\*?")
 NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")  # what Kafka allows in the name of a topic, with room for a suffix
 
 
@@ -57,6 +59,22 @@ class _Model(msgspec.Struct, forbid_unknown_fields=True):
     capacity: int = 200_000
 
 
+class _Urls(msgspec.Struct, forbid_unknown_fields=True):
+    scheme: Literal["one", "keep"] = "one"
+    www: Literal["keep", "strip"] = "keep"
+    fragment: Literal["routes", "drop", "keep"] = "routes"
+    query: Literal["keep", "drop"] = "keep"
+    tracking: Literal["drop", "keep"] = "drop"
+    keep: list[str] = []
+    drop: list[str] = []
+    order: Literal["keep", "sort"] = "keep"
+    slash: Literal["strip", "keep"] = "strip"
+    case: Literal["keep", "lower"] = "keep"
+    longest: int = 2_048
+    static: Literal["learn", "skip"] = "skip"
+    bots: Literal["learn", "skip"] = "learn"
+
+
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     kafka: str | None = None
     redis: str | None = None
@@ -72,6 +90,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     topics: _Topics = msgspec.field(default_factory=_Topics)
     tasks: dict[str, _Task] = {}
     features: _Features = msgspec.field(default_factory=_Features)
+    urls: _Urls = msgspec.field(default_factory=_Urls)
     model: _Model = msgspec.field(default_factory=_Model)
 
 
@@ -115,6 +134,7 @@ class Settings:
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    urls: UrlRules = field(default_factory=UrlRules)  # which URLs are one page, and which visits URL2vec learns
     seed: int = 0
     device: str = "auto"
     dims: int = 64
@@ -155,6 +175,21 @@ def _tasks(declared: Mapping[str, _Task], gap_ms: int) -> tuple[Task, ...]:
         )
         for name, task in declared.items()
     )
+
+
+def _urls(said: _Urls) -> UrlRules:
+    if said.keep and said.drop:
+        raise ConfigError("urls.keep and urls.drop exclude each other: keep names all parameters that stay")
+    if said.query == "drop" and (said.keep or said.drop):
+        raise ConfigError('urls.query = "drop" leaves no parameter for urls.keep or urls.drop to name')
+    for name in (*said.keep, *said.drop):
+        if not PARAMETER.fullmatch(name):
+            raise ConfigError(
+                f"{name!r} is no parameter of a query: write its name, and * for any ending, as in 'utm_*'"
+            )
+    if not 512 <= said.longest <= 65_536:
+        raise ConfigError(f"urls.longest is {said.longest}: it must be between 512 and 65536 characters")
+    return UrlRules(**{**msgspec.structs.asdict(said), "keep": tuple(said.keep), "drop": tuple(said.drop)})
 
 
 def kafka_address(text: str) -> str:
@@ -261,6 +296,7 @@ def settle(file: _File, kafka: str, redis: str) -> Settings:
         categorical=tuple(file.features.categorical),
         numeric=tuple(file.features.numeric),
         exclude=tuple(file.features.exclude),
+        urls=_urls(file.urls),
         seed=file.model.seed,
         device=file.model.device,
         dims=_positive("model.dims", file.model.dims, 2),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from models.progressive import Progress
+from models.ranking import WHO, Ranking
 from streams import topics as broker
 from streams.errors import ConfigError
 from streams.latency import quantile_ms
@@ -70,6 +71,13 @@ class Progressive(msgspec.Struct):
     examples: int
 
 
+class NextUrlQuality(msgspec.Struct):
+    """How well the next URL was foreseen: proposed before the visit, judged by it. Null before the first step."""
+
+    hit_rate_at_10: float | None
+    mrr_at_10: float | None  # mean of 1 / rank, 0 beyond ten
+
+
 class Status(msgspec.Struct):
     """The group at one moment; field names are the contract's."""
 
@@ -93,6 +101,7 @@ class Status(msgspec.Struct):
     freshness_ms: Quantiles
     progressive: dict[str, Progressive]
     next_url_hit_rate_at_10: float | None
+    next_url: dict[str, NextUrlQuality]  # "model", and its opponents: "popularity", "markov"
     visits_per_second: float
     stalled: bool
 
@@ -129,8 +138,11 @@ async def read_status(settings: Settings, store: Store) -> Status:
 def gather(positions: Sequence[Position], reports: Sequence[WorkerReport], lag: int) -> Status:
     """Add partitions and workers up."""
     counters, outcomes, progress, step, urls = Counters(), Counts(), dict[str, Progress](), 0, 0
+    ranking = Ranking()
     for position in positions:
         summary = Summary.of(position)
+        if summary.ranking:
+            ranking.merge(Ranking.decode(summary.ranking))
         counters.add(summary.counters)
         outcomes = outcomes + summary.outcomes
         step, urls = max(step, summary.model_step), max(urls, summary.urls)
@@ -162,9 +174,10 @@ def gather(positions: Sequence[Position], reports: Sequence[WorkerReport], lag: 
         latency_ms=_quantiles([report.latency_counts for report in reports]),
         freshness_ms=_quantiles([report.freshness_counts for report in reports]),
         progressive={task: _progressive(kept) for task, kept in progress.items()},
-        next_url_hit_rate_at_10=(
-            round(counters.next_url_hits / counters.next_url_tries, 4) if counters.next_url_tries else None
-        ),
+        next_url_hit_rate_at_10=_finite(ranking.hits()),
+        next_url={
+            who: NextUrlQuality(_finite(ranking.hits(who)), _finite(ranking.reciprocal_rank(who))) for who in WHO
+        },
         visits_per_second=round(rate, 1),
         stalled=stalled,
     )

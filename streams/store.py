@@ -23,6 +23,8 @@ url2vec:T:visitors:<e>:<g>    hash    visitor → session state; g counts times 
                                       its whole generation, without a time to live per visitor (Redis 6 and 7 have none)
 url2vec:T:joins:<e>           hash    visitor → scored visits whose outcome is not known yet
 url2vec:T:lessons             stream  what the partition taught, one entry a step; other workers and new ones learn it
+Imported vectors are the lessons of a partition that no topic has, IMPORTS: replicas follow, stamp and trim them alike.
+
 <e>, the epoch, counts how often the topic was made anew: offsets, sessions and pending examples belong to a log and start
 afresh with it; what was learned, and the counters, stay.
 """
@@ -44,6 +46,9 @@ from streams.errors import StaleOffset, StoreError
 from streams.settings import Settings
 
 NAMESPACE = "url2vec"
+IMPORTS = -1  # the number under which imported vectors stand among partitions
+
+_UNANSWERED = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 
 
 class LogIdentity(msgspec.Struct, frozen=True):
@@ -211,7 +216,7 @@ class Store:
                 await pipe.execute()
         except WatchError as error:
             # The client says the same of a connection that broke; then nobody knows whether it arrived.
-            if isinstance(error.__context__, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
+            if isinstance(error.__context__, _UNANSWERED):
                 raise StoreError(
                     f"the checkpoint of partition {partition} got no answer from Redis: {_reason(error.__context__)}"
                 ) from error
@@ -266,6 +271,29 @@ class Store:
                 f"the lessons of partition {partition} cannot be read from Redis: {_reason(error)}"
             ) from error
         return [LessonEntry(_step(id_), int(row[b"after"]), row[b"lesson"]) for id_, row in rows]
+
+    async def add_import(self, blob: bytes) -> int:
+        """Append imported vectors to those that every replica takes in; returns their number, which only grows."""
+        key = self.key(IMPORTS, "lessons")
+        try:
+            while True:
+                async with self.client.pipeline(transaction=True) as pipe:
+                    await pipe.watch(key)
+                    # By the stream's own account, which outlives the entries that were trimmed.
+                    last = _step((await pipe.xinfo_stream(key))["last-generated-id"]) if await pipe.exists(key) else 0
+                    number = max(last + 1, int(time.time() * 1000))  # as positions do: also after the stream expired
+                    pipe.multi()
+                    pipe.xadd(key, {"lesson": blob, "after": last}, id=f"{number}-0")
+                    pipe.pexpire(key, self._ttl_ms)
+                    try:
+                        await pipe.execute()
+                    except WatchError as error:
+                        if isinstance(error.__context__, _UNANSWERED):
+                            raise error.__context__ from error
+                        continue  # another import came in between
+                    return number
+        except RedisError as error:
+            raise StoreError(f"imported vectors cannot be written to Redis: {_reason(error)}") from error
 
     async def trim_lessons(self, through: Mapping[int, int]) -> None:
         """Delete lessons that two snapshots hold: `through` maps a partition to the last step not needed any more."""

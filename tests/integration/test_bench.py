@@ -1,5 +1,6 @@
 """`url2vec bench`: small runs of each benchmark, what they print, and that nothing of them stays behind."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -73,6 +74,46 @@ def test_the_transport_reads_all_that_it_is_given(tmp_path: Path) -> None:
     assert left_behind(tmp_path) == []
 
 
+def test_the_vectors_are_measured_on_a_small_stream(tmp_path: Path) -> None:
+    found = measured(tmp_path, "embedding", "--quick", "--streams", "short", "--rounds", "1", "--slots", "16")
+    assert {"url2vec", "url2vec, 16 slots", "offline PPMI + SVD", "popularity", "random"} <= set(found)
+    ours, chance = found["url2vec"], found["random"]
+    assert (ours["stream"], ours["rounds"], ours["urls"]) == ("short", 1, 400)
+    assert 29_000 < ours["visits"] < 31_000
+    assert list(ours["class_at_10"]) == ["10", "25", "50", "100"]
+    assert ours["class_at_10"]["100"] > 2 * chance["class_at_10"]["100"]
+    assert 0.5 < ours["drift"]["10"] < ours["drift"]["100"] <= 1
+    assert ours["visits_per_cpu_second"] > 0
+    assert 0 < ours["bytes_per_url"] < ours["bytes_per_url_with_name"]
+    assert found["url2vec, 16 slots"]["bytes_per_url"] < ours["bytes_per_url"]
+    assert chance["visits_per_cpu_second"] is None
+    if importlib.util.find_spec("gensim"):
+        assert found["gensim, one pass"]["ratio_to_gensim"] == 1
+        assert ours["ratio_to_gensim"] == pytest.approx(
+            ours["visits_per_cpu_second"] / found["gensim, one pass"]["visits_per_cpu_second"], rel=0.01
+        )
+    assert left_behind(tmp_path) == []
+
+
+def test_the_tables_of_vectors_end_with_what_they_say_and_the_command(tmp_path: Path) -> None:
+    asked = ["embedding", "--quick", "--streams", "tabs", "--rounds", "1"]
+    done = subprocess.run(
+        [*BENCH, *asked], env=environment(tmp_path), capture_output=True, text=True, timeout=RUN_LIMIT_S
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("tabs:")
+    assert "url2vec bench embedding --streams tabs --quick --rounds 1 --seed 0 --slots 32" in lines[-1]
+    assert ("pip install -e '.[bench]'" in lines[-1]) == (importlib.util.find_spec("gensim") is None)
+
+
+def test_an_unknown_stream_is_answered_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "embedding", "--streams", "short,longest"])
+    assert ended.value.code == 2
+    assert "'longest' is no stream: give some of wikispeedia, short" in capsys.readouterr().err
+
+
 def test_a_benchmark_that_is_told_to_stop_leaves_nothing_behind(tmp_path: Path) -> None:
     process = subprocess.Popen([*BENCH, "pipeline"], env=environment(tmp_path), stderr=subprocess.PIPE, text=True)
     try:
@@ -90,7 +131,7 @@ def test_an_unknown_name_is_answered_with_the_names_there_are(capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         main(["bench", "latency"])
     assert ended.value.code == 2
-    assert "'pipeline', 'transport'" in capsys.readouterr().err
+    assert "'pipeline', 'transport', 'embedding'" in capsys.readouterr().err
 
 
 def test_a_missing_client_is_answered_with_the_line_that_installs_it(

@@ -383,6 +383,7 @@ def calls(store: Store) -> dict[str, Callable[[], Any]]:
         "visitors": lambda: store.visitors(0, 0, ["a"]),
         "commit": lambda: store.commit(step_after(Position())),
         "lessons": lambda: store.lessons(0, 0),
+        "add_import": lambda: store.add_import(b"i"),
         "trim_lessons": lambda: store.trim_lessons({0: 1}),
         "write_snapshot": lambda: store.write_snapshot(b"m", {}),
         "snapshots": store.snapshots,

@@ -28,6 +28,7 @@ PURE = (
     "outcomes",
     "sessions",
     "settings",
+    "traffic",
     "urls",
     "watermark",
 )

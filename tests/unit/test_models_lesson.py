@@ -73,5 +73,5 @@ def test_a_torn_or_damaged_lesson_is_refused(data: st.DataObject) -> None:
 
 
 def test_earlier_visits_beyond_the_context_are_ignored() -> None:
-    lesson = Lesson.of([visit("z", *"abcdefghijkl")], [], 0)
-    assert lesson.steps.recent[0].tolist() == [url_identity(u) for u in "abcdefgh"]
+    lesson = Lesson.of([visit("z", *"abcdefghijklmn")], [], 0)
+    assert lesson.steps.recent[0].tolist() == [url_identity(u) for u in "abcdefghij"]

@@ -195,4 +195,3 @@ def test_in_order_a_session_starts_exactly_where_the_silence_is_longer_than_the_
 @given(st.text())
 def test_the_canonical_form_of_a_url_is_its_own_canonical_form(url: str) -> None:
     assert canonical(canonical(url)) == canonical(url)
-    assert "#" not in canonical(url)

@@ -19,6 +19,7 @@ from streams.settings import (
     resolve,
     runtime_folder,
 )
+from streams.urls import UrlRules
 
 ADDRESSES = 'kafka = "file:1"\nredis = "redis://file:1/0"\n'
 
@@ -80,6 +81,14 @@ def test_the_settings_of_what_runs_are_followed_only_on_its_own_broker(here: Pat
     assert resolve(kafka="other:1").group == "url2vec"
 
 
+def test_which_urls_are_one_page_comes_from_the_file(here: Path) -> None:
+    assert resolve("k:1", "r:1").urls == UrlRules()
+    write(here, "[urls]\nscheme = 'keep'\nslash = 'keep'\ndrop = ['ref', 'promo_*']\nlongest = 600\nbots = 'skip'")
+    assert resolve("k:1", "r:1").urls == UrlRules(
+        scheme="keep", slash="keep", drop=("ref", "promo_*"), longest=600, bots="skip"
+    )
+
+
 def test_an_up_that_died_is_no_address(here: Path) -> None:
     pretend_up_runs(pid=2**22 + 1)  # beyond what Linux gives
     with pytest.raises(
@@ -114,6 +123,13 @@ def test_an_address_that_is_not_needed_may_be_missing(here: Path) -> None:
         ("visitor_ttl = '59s'", "visitor_ttl"),
         ("visitor_cache = 1", "visitor_cache"),
         ("max_in_flight = 0", "max_in_flight"),
+        ("[urls]\nstatic = 'ignore'", r"\$.urls.static"),
+        ("[urls]\nfragments = 'drop'", "fragments"),
+        ("[urls]\nlongest = 10", "urls.longest"),
+        ("[urls]\ndrop = ['a&b']", "'a&b'"),
+        ("[urls]\nkeep = ['*']", r"'\*'"),
+        ("[urls]\nkeep = ['id']\ndrop = ['ref']", "exclude each other"),
+        ("[urls]\nquery = 'drop'\nkeep = ['id']", "urls.query"),
         ("[model]\ndims = 1", "model.dims"),
         ("[model]\ncapacity = 1", "model.capacity"),
         ("[topics]\nvisits = 'a b'", "'a b'"),
