@@ -192,30 +192,6 @@ def longer(array: NDArray[Any], rows: int) -> NDArray[Any]:
 
 
 @kernel
-def top_successors(row: I32, url: I32, count: F32, used: I32, out: I32, score: F32) -> None:
-    """out (n, k): rows most often seen right after row[t], best first, -1 where there are fewer; score: their share."""
-    taken = np.zeros(url.shape[1], np.bool_)
-    for t in range(len(row)):
-        out[t, :] = -1
-        score[t, :] = 0
-        i = row[t]
-        if i < 0:
-            continue
-        taken[:] = False
-        total = np.float32(0)
-        for q in range(used[i]):
-            total += count[i, q]
-        for rank in range(min(out.shape[1], used[i])):
-            best = -1
-            for q in range(used[i]):
-                if not taken[q] and (best < 0 or count[i, q] > count[i, best]):
-                    best = q
-            taken[best] = True
-            out[t, rank] = url[i, best]
-            score[t, rank] = count[i, best] / total
-
-
-@kernel
 def step_share(before: I32, after: I32, url: I32, count: F32, used: I32, seen: F32, total: F32) -> None:
     """Of each step before → after: how often it was seen, and how often anything was seen to follow `before`."""
     for t in range(len(before)):

@@ -212,10 +212,10 @@ class Features:
         first = np.argmax(named >= 0, axis=1)
         target = np.ascontiguousarray(named[np.arange(len(named)), first])
         out = np.empty((len(row), COSINES), np.float32)
-        _cosines(row, recent, target, model.sphere.vectors, ONE * ONE, model.visits, model.unit, out)
-        seen, _ = model.steps_seen(row, target)
+        _cosines(row, recent, target, model.sphere.vectors, ONE * ONE, model.counts.visits, model.counts.unit, out)
+        seen, _ = model.counts.steps_seen(row, target)
         out[:, 8] = np.log1p(seen)  # a link from here to the page that a property names
-        seen, _ = model.steps_seen(np.ascontiguousarray(recent[:, 0]), row)
+        seen, _ = model.counts.steps_seen(np.ascontiguousarray(recent[:, 0]), row)
         out[:, 9] = np.log1p(seen)
         return out
 

@@ -108,11 +108,11 @@ class NextUrls:
         Order by visits changes in no other way, all counts being forgotten at the same rate; so nothing else is looked at.
         """
         seen = np.unique(np.concatenate([self._popular, rows[rows >= 0]]))
-        seen = seen[urls.visits[seen] > 0]  # not those that lost their row
-        most_first = np.argsort(-urls.visits[seen], kind="stable")
+        seen = seen[urls.counts.visits[seen] > 0]  # not those that lost their row
+        most_first = np.argsort(-urls.counts.visits[seen], kind="stable")
         self._popular = seen[most_first[:_POPULAR]].astype(np.int32)
         known = urls.vocabulary.count
-        self._total = float(urls.visits[:known].sum()) / urls.unit + (known + _ELSEWHERE) * 0.1
+        self._total = float(urls.counts.visits[:known].sum()) / urls.counts.unit + (known + _ELSEWHERE) * 0.1
 
     def _walk(
         self,
@@ -126,13 +126,15 @@ class NextUrls:
         rank: I8 | None = None,
         probability: F32 | None = None,
     ) -> None:
+        counts = urls.counts
+        near, after = counts.near, counts.after
         tables = Tables(
-            urls.sphere.vectors, urls.near.url, urls.near.count, urls.near.used, urls.after.url, urls.after.count,
-            urls.after.used, urls.mass, urls.visits,
+            urls.sphere.vectors, near.url, near.count, near.used, after.url, after.count, after.used, counts.mass,
+            counts.visits,
         )  # fmt: skip
         walk(
             np.ascontiguousarray(contexts), np.ascontiguousarray(actual), wanted, teach, tables, self._popular,
-            urls.unit, self._total, self._learned, self._desk,
+            counts.unit, self._total, self._learned, self._desk,
             np.empty((0, BEST), np.int32) if proposed is None else proposed,
             np.empty((0, BEST), np.float32) if share is None else share,
             np.empty((0, 3), np.int8) if rank is None else rank,

@@ -3,14 +3,11 @@
 URLs are words, a visitor's session is a sentence. Where word2vec walks over the corpus several times with gradient steps,
 this counts co-visits in bounded room (`models.counts`) and derives vectors from the counts as they change
 (`models.sphere`, which has the equations): counts are the state, vectors follow from them, and rows that nothing touched
-keep their bits. Three things make the counts last on an endless stream:
+keep their bits.
 
-* *Forgetting.* A visit at event time t weighs 2^(t / half-life), so that older ones matter less without being touched. When
-  a visit's weight has grown beyond 2^16 everything is divided by that, which is exact in binary floating point.
-* *Room.* URLs not seen for `time_to_live` lose their row; so do, when rows run out, those with the fewest visits, a
-  sixteenth of the capacity at a time. What pointed to them is taken out in one pass over the tables.
-* *Time* is the visits' own, and never goes back. It moves by a sixtieth of a half-life a lesson at most, so that one clock
-  that is wrong by years does not make everything forgotten.
+The counts forget (`models.forgetting`), and room is bounded: URLs not seen for `time_to_live` lose their row; so do, when
+rows run out, those with the fewest visits, a sixteenth of the capacity at a time. What pointed to them is taken out in one
+pass over the tables.
 
 Promises: `learn` depends on state and lesson alone; the readers change nothing.
 """
@@ -23,23 +20,9 @@ from numpy.typing import NDArray
 
 from models.alignment import turned
 from models.composition import PARTS, Composer, named_parts, parts, table
-from models.counts import (
-    F32,
-    F64,
-    I16,
-    I32,
-    U64,
-    Mask,
-    Slots,
-    add_pairs,
-    add_steps,
-    add_sums,
-    add_visits,
-    longer,
-    step_share,
-    top_successors,
-)
+from models.counts import F32, F64, I16, I32, U64, Mask, longer
 from models.exchange import Delta
+from models.forgetting import Counts
 from models.lesson import Steps
 from models.neighbours import nearest_rows
 from models.reach import Reach
@@ -49,11 +32,9 @@ from models.visits import RECENT, url_identity
 from models.vocabulary import Vocabulary
 
 State = dict[str, NDArray[np.generic]]
-_LARGEST_UNIT = 2.0**16
-_CLOCK_STEP = 1 / 60  # of a half-life, a lesson
 PRIOR_VISITS = 100.0  # for which an imported vector stands: after seven visits it and what was counted weigh the same
 _PARTS_VISITS, _RARE = 3.0, 20  # rare pages of a synthetic shop: same topic .64 -> .74; Wikispeedia at 10 %: .49 -> .51
-_SWEEPS = 16  # expiry is looked for this often in a time to live
+_AT_ONCE = 16  # a share of the capacity is evicted at a time: taking out what points there costs a pass over the tables
 
 
 class URL2Vec:
@@ -74,38 +55,27 @@ class URL2Vec:
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
         self.vocabulary = Vocabulary(settings.capacity, settings.admit_after)
-        self.near = Slots(settings.slots)  # visited near each other, either way
-        self.after = Slots(settings.successor_slots)  # came right after
+        self.counts = Counts(settings)
         device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         self.sphere = Sphere(settings.dims, settings.refresh, torch.device(device))
-        self.mass: F64 = np.zeros(0)  # Σ of the weights of a row's pairs; float64, for small weights meet large sums
-        self.visits: F64 = np.zeros(0)
-        self._last_min: I32 = np.zeros(0, np.int32)  # event time of the last visit, in minutes
-        self.unit = 1.0  # what one visit adds now
         self.removed = 0  # URLs that lost their row
         self.moved: I32 = np.zeros(0, np.int32)  # rows whose vectors the last step derived anew
-        self._total: F64 = np.zeros(1)
-        self._draws: U64 = np.array([settings.seed], np.uint64)
-        self._clock_ms, self._origin_ms, self._swept_ms = 0, 0, 0
         self.reach = Reach(settings.window)
         self._fixed: F32 = np.array(settings.distance_weights, np.float32)
         self.composer = Composer(settings.dims, settings.part_bits)
         self._parts: I32 = np.zeros((0, PARTS), np.int32)  # where in the composer a row's parts are
         self.prior: Mask = np.zeros(0, np.bool_)  # rows that began with an imported vector
-        self._mark: Mask = np.zeros(0, np.bool_)
         self._reserve(min(1024, settings.capacity))
 
     def _reserve(self, rows: int) -> None:
-        if rows <= len(self.mass):
+        held = len(self.prior)
+        if rows <= held:
             return
-        rows = min(self._settings.capacity, max(rows, 2 * len(self.mass)))
-        for part in (self.near, self.after, self.sphere):
-            part.reserve(rows)
-        self.mass, self.visits = longer(self.mass, rows), longer(self.visits, rows)
-        self._last_min, self._mark = longer(self._last_min, rows), longer(self._mark, rows)
-        old, self.prior = len(self._parts), longer(self.prior, rows)
-        self._parts = longer(self._parts, rows)
-        self._parts[old:] = -1
+        rows = min(self._settings.capacity, max(rows, 2 * held))
+        self.counts.reserve(rows)
+        self.sphere.reserve(rows)
+        self.prior, self._parts = longer(self.prior, rows), longer(self._parts, rows)
+        self._parts[held:] = -1
 
     # -- learning ----------------------------------------------------------------------------------------------------
 
@@ -121,25 +91,14 @@ class URL2Vec:
             return self._name(names, titles)
         row = self._rows_of(np.where(steps.repeat, np.uint64(0), steps.url))
         recent = self.vocabulary.find(steps.recent)
-        weight = self._weights(row, recent, steps.repeat)
-        touched = np.empty(min(self.vocabulary.count, 2 * recent.size), np.int32)
-        n = add_pairs(
-            row, recent, steps.repeat, weight, self.unit, self.near.url, self.near.count, self.near.used,
-            self.mass, self._total, self._draws, self._mark, touched,
-        )  # fmt: skip
-        add_visits(
-            row, recent, steps.repeat, self.unit, self.visits, self.after.url, self.after.count, self.after.used,
-            self._draws,
-        )  # fmt: skip
-        self._last_min[row[row >= 0]] = self._clock_ms // 60_000
-        self._refresh(touched[:n])
+        self._refresh(self.counts.count(row, recent, steps.repeat, self._weights(row, recent, steps.repeat)))
         return self._name(names, titles)
 
     def _weights(self, row: I32, recent: I32, repeat: Mask) -> F32:
         """What pairs at each distance weigh, as the stream has taught up to these visits."""
         if len(self._fixed):
             return self._fixed
-        self.reach.observe(row, recent, repeat, self.sphere.vectors, ONE, self.mass)
+        self.reach.observe(row, recent, repeat, self.sphere.vectors, ONE, self.counts.mass)
         return self.reach.weight
 
     def apply(self, delta: Delta) -> None:
@@ -149,24 +108,12 @@ class URL2Vec:
         # As often as it was visited, for that is what admission asks; more often changes nothing.
         self._rows_of(np.repeat(delta.ids, np.minimum(delta.visits, self._settings.admit_after)))
         row = self.vocabulary.find(delta.ids)
-        known, visited = row >= 0, (row >= 0) & (delta.visits > 0)
-        self.visits[row[known]] += self.unit * delta.visits[known]
-        self._last_min[row[visited]] = self._clock_ms // 60_000
-        one, other = row[delta.pairs[:, 0]], row[delta.pairs[:, 1]]
-        add_sums(
-            one, other, delta.pair_weight, self.unit, self.near.url, self.near.count, self.near.used, self.mass,
-            self._total, self._draws,
-        )  # fmt: skip
-        add_steps(
-            row[delta.steps[:, 0]], row[delta.steps[:, 1]], delta.step_weight.astype(np.float32), self.unit,
-            self.after.url, self.after.count, self.after.used, self._draws,
-        )  # fmt: skip
+        touched = self.counts.add(row, delta)
         if len(delta.rows):
             given = row[delta.rows]
-            taken = (given >= 0) & (self.mass[given] > 0)
+            taken = (given >= 0) & (self.counts.mass[given] > 0)
             self._place(given[taken], delta.vectors[taken].astype(np.float32) / np.float32(ONE), derived=True)
-        touched = np.unique(np.concatenate([one, other])[np.tile((one >= 0) & (other >= 0), 2)])
-        self._refresh(touched.astype(np.int32))
+        self._refresh(touched)
         self._name(delta.names)
 
     def _name(self, names: Mapping[int, str], titles: Mapping[int, str] | None = None) -> dict[int, str]:
@@ -185,16 +132,17 @@ class URL2Vec:
         return np.where(taught[:, None], self.sphere.vectors[rows], np.int16(0))
 
     def _refresh(self, touched: I32) -> None:
-        due = self.sphere.due(touched, self.mass)
+        counts = self.counts
+        due = self.sphere.due(touched, counts.mass)
         old = self._derived(due)
-        self.sphere.refresh(due, self.near, self.mass, self.unit, self.vocabulary.live, self._pull(due, old))
+        self.sphere.refresh(due, counts.near, counts.mass, counts.unit, self.vocabulary.live, self._pull(due, old))
         self.composer.replace(self._parts[due], old, self.sphere.vectors[due])
         self.moved = due
 
     def _pull(self, rows: I32, own: I16) -> F32:
         """(n, dims) What is known of rows besides their counts, as against a length of 1 of what the counts say: the parts of
         a rare URL (as if they had been seen _PARTS_VISITS times), and an imported vector (PRIOR_VISITS times)."""
-        seen = self.visits[rows] / self.unit
+        seen = self.counts.times(rows)
         pull = np.zeros((len(rows), self._settings.dims), np.float32)
         rare = np.flatnonzero((seen < _RARE) & (self._parts[rows, 0] >= 0))
         if len(rare):
@@ -226,10 +174,10 @@ class URL2Vec:
         ids = np.where(sound, np.array([url_identity(url) for url in urls], np.uint64).reshape(len(urls)), np.uint64(0))
         row, fresh = self.vocabulary.admit(ids, at_once=True)
         self._enter(fresh)
-        self._last_min[fresh] = self._clock_ms // 60_000
+        self.counts.saw(fresh)
         known = row >= 0
         row, unit = row[known], (vectors[known] / length[known, None]).astype(np.float32)
-        mine, seen = self.sphere.unit(row), self.visits[row] / self.unit
+        mine, seen = self.sphere.unit(row), self.counts.times(row)
         taught = seen >= 1
         unit = turned(unit, mine[taught], unit[taught], np.log1p(seen[taught]))
         share = (PRIOR_VISITS / (PRIOR_VISITS + seen)).astype(np.float32)[:, None]
@@ -242,7 +190,7 @@ class URL2Vec:
         """Put rows where somebody else says they belong: `derived` from the counts as they are, or as a prior."""
         old = self._derived(rows)
         if derived:
-            self.sphere.weighed(rows, self.mass)
+            self.sphere.weighed(rows, self.counts.mass)
         else:
             self.prior[rows] = True
         self.sphere.place(rows, unit)
@@ -257,81 +205,38 @@ class URL2Vec:
     # -- time and room -----------------------------------------------------------------------------------------------
 
     def _advance(self, clock_ms: int) -> None:
-        if clock_ms <= self._clock_ms:
-            return
-        half_life_ms = self._settings.half_life_ms
-        if not self._clock_ms:
-            self._clock_ms = self._origin_ms = self._swept_ms = clock_ms
-            self._last_min[:] = clock_ms // 60_000  # of what was learned without a clock
-        self._clock_ms = min(clock_ms, self._clock_ms + max(1, int(_CLOCK_STEP * half_life_ms)))
-        self.unit = float(2.0 ** ((self._clock_ms - self._origin_ms) / half_life_ms))
-        if self.unit >= _LARGEST_UNIT:
-            self._rescale()
-        if self._clock_ms - self._swept_ms >= self._settings.time_to_live_ms / _SWEEPS:
-            self._swept_ms = self._clock_ms
-            oldest_min = (self._clock_ms - self._settings.time_to_live_ms) // 60_000
-            n = self.vocabulary.count
-            self._remove(
-                np.flatnonzero((self.vocabulary.ids != 0) & (self._last_min[:n] < oldest_min)).astype(np.int32)
-            )
-
-    def _rescale(self) -> None:
-        factor = 1 / _LARGEST_UNIT
-        for counts in (self.near.count, self.after.count, self.mass, self.visits, self._total):
-            np.multiply(counts, factor, out=counts)
-        self.sphere.rescale(factor)
-        self._origin_ms += round(16 * self._settings.half_life_ms)
-        self.unit *= factor
+        factor = self.counts.advance(clock_ms)
+        if factor != 1:
+            self.sphere.rescale(factor)
+        self._remove(self.counts.expired(self.vocabulary.ids != 0))
 
     def _make_room(self, ids: U64) -> None:
-        """Where rows run out, the URLs with the fewest visits go, of those the ones not seen for longest."""
-        v, most = self.vocabulary, max(1, self._settings.capacity // _SWEEPS)
+        v, most = self.vocabulary, max(1, self._settings.capacity // _AT_ONCE)
         if v.live + len(ids) <= v.capacity:
             return
         unknown = len(np.unique(ids[(v.find(ids) < 0) & (ids != 0)]))
-        if v.live + min(unknown, most) <= v.capacity:
-            return
-        live = np.flatnonzero(v.ids)
-        coldest_first = np.lexsort((self._last_min[live], self.visits[live]))
-        self._remove(np.sort(live[coldest_first[:most]]).astype(np.int32))
+        if v.live + min(unknown, most) > v.capacity:
+            self._remove(self.counts.coldest(v.ids != 0, most))
 
     def _remove(self, rows: I32) -> None:
         if not len(rows):
             return
-        gone = np.zeros(len(self.mass), np.bool_)
-        gone[rows] = True
-        for slots in (self.near, self.after):
-            slots.forget(rows, gone, self.vocabulary.count)
-        self.composer.replace(
-            self._parts[rows], self._derived(rows), np.zeros((len(rows), self._settings.dims), np.int16)
-        )
+        nowhere = np.zeros((len(rows), self._settings.dims), np.int16)
+        self.composer.replace(self._parts[rows], self._derived(rows), nowhere)
         self.composer.leave(self._parts[rows])
-        self._parts[rows] = -1
+        self.counts.forget(rows, self.vocabulary.count)
         self.sphere.leave(rows)
-        self._total -= self.mass[rows].sum()
-        self.mass[rows], self.visits[rows], self._last_min[rows], self.prior[rows] = 0, 0, 0, False
+        self._parts[rows], self.prior[rows] = -1, False
         self.vocabulary.remove(rows)
         self.removed += len(rows)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def successors(self, rows: I32, k: int) -> tuple[I32, F32]:
-        """(n, k) rows most often seen next, best first, -1 where there are fewer; and the share of each."""
-        out, score = np.empty((len(rows), k), np.int32), np.empty((len(rows), k), np.float32)
-        top_successors(rows, self.after.url, self.after.count, self.after.used, out, score)
-        return out, score
-
-    def steps_seen(self, before: I32, after: I32) -> tuple[F32, F32]:
-        """How often each step before → after was seen, and how often any step from `before`; in visits of now."""
-        seen, total = np.empty(len(before), np.float32), np.empty(len(before), np.float32)
-        step_share(before, after, self.after.url, self.after.count, self.after.used, seen, total)
-        return seen / np.float32(self.unit), total / np.float32(self.unit)
-
     def popularity(self, rows: I32) -> F64:
         """Share of the visits that a URL has, as if a thousand more URLs were known that nobody visited yet."""
-        visits = np.where(rows >= 0, self.visits[np.maximum(rows, 0)], 0.0)
-        everything = float(self.visits[: self.vocabulary.count].sum()) + self.unit * (self.vocabulary.live + 1000)
-        share: F64 = (visits + self.unit) / everything
+        visits = np.where(rows >= 0, self.counts.visits[np.maximum(rows, 0)], 0.0)
+        everything = float(self.counts.visits.sum()) + self.counts.unit * (self.vocabulary.live + 1000)
+        share: F64 = (visits + self.counts.unit) / everything
         return share
 
     # -- as an estimator ---------------------------------------------------------------------------------------------
@@ -398,7 +303,7 @@ class URL2Vec:
     def nearest_to(self, vector: F32, k: int, but: Sequence[int] = ()) -> list[tuple[str, float]]:
         """The k URLs nearest to a vector (dims,), best first, with their cosine; of those that were visited with others."""
         n, names = self.vocabulary.count, self.vocabulary.names
-        known = (self.mass[:n] > 0) | self.prior[:n]
+        known = (self.counts.mass[:n] > 0) | self.prior[:n]
         # Some rows may be nameless for a while: a few more are asked for than are shown.
         rows, cosine = nearest_rows(
             self.sphere.vectors[:n], known, vector[None], k + 16, np.array([list(but) or [-1]], np.int32)
@@ -413,22 +318,13 @@ class URL2Vec:
     def state(self) -> State:
         """Arrays from which `load` makes an equal model; unused slots are left out."""
         n = self.vocabulary.count
-        own: State = {
-            "mass": self.mass[:n],
-            "visits": self.visits[:n],
-            "last": self._last_min[:n],
-            "prior": self.prior[:n],
-            "parts": self._parts[:n],
-            "total": self._total,
-            "draws": self._draws,
-            "times": np.array([self._clock_ms, self._origin_ms, self._swept_ms, self.removed], np.int64),
-            "unit": np.array([self.unit]),
-        }
+        own: State = {"prior": self.prior[:n], "parts": self._parts[:n], "removed": np.array([self.removed], np.int64)}
         parts = {
-            "vocabulary": self.vocabulary.state(), "near": self.near.packed(n), "after": self.after.packed(n),
-            "sphere": self.sphere.state(n), "reach": self.reach.state(), "composer": self.composer.state(),
+            "vocabulary": self.vocabulary.state(), "sphere": self.sphere.state(n), "reach": self.reach.state(),
+            "composer": self.composer.state(),
         }  # fmt: skip
-        return own | {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+        named = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+        return own | self.counts.state(n) | named
 
     def load(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take over a saved state, into a model that knows nothing yet. Raises ValueError or KeyError where it does not fit;
@@ -440,15 +336,11 @@ class URL2Vec:
         self.vocabulary.load(under("vocabulary."))
         n = self.vocabulary.count
         self._reserve(n)
-        self.near.unpack(under("near."), n)
-        self.after.unpack(under("after."), n)
+        self.counts.load(state, n)
         self.sphere.load(under("sphere."), n)
         self.reach.load(under("reach."))
         self.composer.load(under("composer."))
-        self.mass[:n], self.visits[:n], self._last_min[:n] = state["mass"], state["visits"], state["last"]
         self.prior[:n], self._parts[:n] = state["prior"], state["parts"]
         if n and not -1 <= int(self._parts[:n].min()) <= int(self._parts[:n].max()) < 1 << self._settings.part_bits:
             raise ValueError("a URL has a part that is not in the table of parts")
-        self._total[:], self._draws[:] = state["total"], state["draws"]
-        self._clock_ms, self._origin_ms, self._swept_ms, self.removed = (int(x) for x in state["times"])
-        self.unit = float(state["unit"][0])
+        self.removed = int(state["removed"][0])

@@ -20,7 +20,7 @@ from streams.bench.embedding_judge import ASKED, DRIFT_AT, JUDGED_AT, PUBLISH, P
 from streams.bench.embedding_opponents import Contestant, Cost, Ours
 
 SELDOM = (25, 100)  # where the slow ones are judged
-LONG = 500_000  # visits; on streams beyond, slow ones are judged at the end alone, with the window of gensim's one pass
+LONG = 500_000  # visits; beyond, slow ones are judged at the end alone, and ten passes take the window of one
 RIVAL = "gensim, one pass"
 FLOORS = ("popularity", "random")
 

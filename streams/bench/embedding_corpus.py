@@ -22,7 +22,7 @@ I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 WIKISPEEDIA = "wikispeedia"
 # (URLs, topics, visits) of the synthetic ones; `--quick` takes a tenth of the URLs and visits, and a fifth of the topics.
-_SIZES = {"topics": (100_000, 250, 1_000_000)}  # as large as ten passes leave time for
+_SIZES = {"topics": (80_000, 200, 800_000)}  # as large as ten passes leave time for
 _SIZE = (4_000, 40, 300_000)
 
 

@@ -66,7 +66,7 @@ class Contestant(Protocol):
 
     name: str
     setting: str
-    window: int  # visits back; 0 where that is not to be chosen
+    window: int  # visits back, where on a long stream it is to be the one that another did best with; else 0
     rounds: bool  # whether it is timed in every round; else in the first alone
 
     def learn(self, corpus: Corpus, watch: Watch) -> Cost:
@@ -224,10 +224,9 @@ class Factors:
     Contexts are not smoothed: on Wikispeedia .555, with the power of .75 that word2vec has .541; U alone .545.
     """
 
-    name, rounds = "offline PPMI + SVD", False
+    name, window, rounds = "offline PPMI + SVD", 0, False
 
     def __init__(self, window: int, fall: float, seed: int) -> None:
-        self.window = window
         self.setting = f"window {window}, {'1/d²' if fall else 'flat'}"
         self._weight = 1 / np.arange(1, window + 1) ** fall
         self._seed = seed

@@ -139,10 +139,10 @@ class Endless(RuleBasedStateMachine):
             row = self.model.row(url)
             assert row >= 0 or k >= empty, f"{url} got no row"
             if row >= 0:
-                times = self.model.visits[row] / self.unit
+                times = self.model.counts.visits[row] / self.unit
                 assert times == pytest.approx(round(times))
                 assert 1 <= round(times) <= sum(url == one for one, _ in visits)
-                self.known[url] = Known(row, float(self.model.visits[row]))
+                self.known[url] = Known(row, float(self.model.counts.visits[row]))
         for url, earlier in visits:
             if url in self.known:
                 self.known[url].last_min = self.clock // MINUTE
@@ -205,7 +205,7 @@ class Endless(RuleBasedStateMachine):
     @invariant()
     def visits_and_times_are_those_of_the_obvious_model(self) -> None:
         state = self.model.state()
-        assert self.model.unit == self.unit
+        assert self.model.counts.unit == self.unit
         for url, it in self.known.items():
             assert state["visits"][it.row] == it.visits, url
             assert state["last"][it.row] == it.last_min, url
@@ -216,15 +216,15 @@ class Endless(RuleBasedStateMachine):
     def a_slot_holds_no_more_than_its_two_urls_were_visited_together(self) -> None:
         name = {it.row: url for url, it in self.known.items()}
         for url, it in self.known.items():
-            for slots, most in ((self.model.near, it.near), (self.model.after, it.after)):
+            for slots, most in ((self.model.counts.near, it.near), (self.model.counts.after, it.after)):
                 used = slots.used[it.row]
                 others = slots.url[it.row, :used].tolist()
                 assert len(set(others)) == used
                 for other, weight in zip(others, slots.count[it.row, :used].tolist(), strict=True):
                     assert other in name, f"{url} points to a row that is free"
                     assert 0 < weight <= most.get(name[other], 0) * (1 + 1e-5), (url, name[other])
-            kept = self.model.near.count[it.row, : self.model.near.used[it.row]].sum()
-            assert kept <= self.model.mass[it.row] * (1 + 1e-5)
+            kept = self.model.counts.near.count[it.row, : self.model.counts.near.used[it.row]].sum()
+            assert kept <= self.model.counts.mass[it.row] * (1 + 1e-5)
 
     @invariant()
     def a_free_row_holds_nothing(self) -> None:

@@ -32,9 +32,9 @@ def counted(model: URL2Vec) -> tuple[dict[tuple[str, str], float], dict[tuple[st
     names, n = model.vocabulary.names, model.vocabulary.count
     near, after = (
         {(names[r], names[slots.url[r, q]]): float(slots.count[r, q]) for r in range(n) for q in range(slots.used[r])}
-        for slots in (model.near, model.after)
+        for slots in (model.counts.near, model.counts.after)
     )
-    return near, after, dict(zip(names, model.visits[:n].tolist(), strict=False))
+    return near, after, dict(zip(names, model.counts.visits[:n].tolist(), strict=False))
 
 
 @settings(deadline=None, max_examples=50)
@@ -46,7 +46,7 @@ def test_applying_a_delta_counts_what_learning_the_visits_counts(sessions: list[
     told.apply(Delta.decode(Delta.of(steps, np.array(WEIGHTS, np.float32), names, 0).encode()))
     for mine, theirs in zip(counted(learned), counted(told), strict=True):
         assert theirs == pytest.approx(mine, rel=1e-5)
-    assert told.mass.sum() == pytest.approx(learned.mass.sum())
+    assert told.counts.mass.sum() == pytest.approx(learned.counts.mass.sum())
 
 
 def test_sums_come_in_any_order() -> None:

@@ -244,7 +244,7 @@ def test_unknown_urls_neither_stop_it_nor_are_foreseen() -> None:
     proposed, probability = stream.next.propose(unknown, nowhere, stream.urls)
     assert (proposed >= 0).all()
     assert np.isfinite(probability).all()
-    visits = stream.urls.visits[proposed[0]]
+    visits = stream.urls.counts.visits[proposed[0]]
     assert (np.diff(visits) <= 0).all()  # nothing is known of the visitor: the most popular
     nowhere[0, 0] = 1
     ranks, p = stream.next.rank(unknown, nowhere, np.array([True, False]), stream.urls)

@@ -45,10 +45,10 @@ def test_a_derived_row_is_the_formula() -> None:
 
 def test_a_device_does_the_same_sums() -> None:
     model = URL2Vec(SMALL).learn_many(planted(1, 400), NOW)
-    sphere, rows = model.sphere, np.flatnonzero(model.mass).astype(np.int32)
+    sphere, rows = model.sphere, np.flatnonzero(model.counts.mass).astype(np.int32)
     log_z = float(np.log(model.state()["sphere.z"][0]))
-    here = sphere._sums(rows, model.near, log_z, model.unit)
-    there = sphere._sums_there(rows, model.near, log_z, model.unit)
+    here = sphere._sums(rows, model.counts.near, log_z, model.counts.unit)
+    there = sphere._sums_there(rows, model.counts.near, log_z, model.counts.unit)
     assert len(rows) == 200
     assert here.norm() > 100 * ONE
     # The copy on the device is of the same integers; only the order of the sums differs.
@@ -56,9 +56,11 @@ def test_a_device_does_the_same_sums() -> None:
     # What changed since the copy was made is in it.
     some = rows[::3]
     sphere.place(some, -sphere.unit(some))
-    changed = sphere._sums(rows, model.near, log_z, model.unit)
+    changed = sphere._sums(rows, model.counts.near, log_z, model.counts.unit)
     assert (changed - here).norm() > 0.1 * here.norm()
-    assert (changed - sphere._sums_there(rows, model.near, log_z, model.unit)).abs().max() < 1e-5 * here.abs().max()
+    assert (
+        changed - sphere._sums_there(rows, model.counts.near, log_z, model.counts.unit)
+    ).abs().max() < 1e-5 * here.abs().max()
 
 
 def test_whitening_keeps_the_vectors_spread() -> None:

@@ -85,11 +85,11 @@ def test_visits_one_by_one_count_the_pairs_of_whole_sessions(sessions: list[list
                     pairs[walk[b], one] += 1 / (b - a)
                 if b == a + 1:
                     steps[one, walk[b]] += 1
-    assert pairs_of(model, model.near) == pytest.approx(pairs, rel=1e-5)
-    assert pairs_of(model, model.after) == steps
+    assert pairs_of(model, model.counts.near) == pytest.approx(pairs, rel=1e-5)
+    assert pairs_of(model, model.counts.after) == steps
     for row, url in enumerate(model.vocabulary.names[: model.vocabulary.count]):
-        assert model.mass[row] == pytest.approx(sum(x for (one, _), x in pairs.items() if one == url), rel=1e-5)
-        assert model.visits[row] == sum(walk.count(url) for walk in sessions)
+        assert model.counts.mass[row] == pytest.approx(sum(x for (one, _), x in pairs.items() if one == url), rel=1e-5)
+        assert model.counts.visits[row] == sum(walk.count(url) for walk in sessions)
 
 
 def test_a_full_table_keeps_the_heavy_neighbour_and_expected_counts() -> None:
@@ -112,7 +112,7 @@ def test_a_repeat_teaches_nothing_and_gives_no_row() -> None:
     model = URL2Vec(ROOMY)
     ids = [url_identity(url) for url in "ab"]
     model.learn(Steps.from_lists(ids, [[], ids[:1]], [True, True]), {})
-    assert (model.vocabulary.count, model.mass.sum(), model.visits.sum()) == (0, 0, 0)
+    assert (model.vocabulary.count, model.counts.mass.sum(), model.counts.visits.sum()) == (0, 0, 0)
 
 
 def test_rows_that_nothing_touched_keep_their_bits() -> None:
@@ -136,7 +136,7 @@ def test_growing_beyond_the_first_rows_loses_nothing() -> None:
 def test_unknown_urls_have_no_successors_and_some_popularity() -> None:
     model = URL2Vec(ROOMY).learn_one(list("ab"))
     unknown = np.array([-1], np.int32)
-    assert model.successors(unknown, 10)[0].tolist() == [[-1] * 10]
+    assert [seen.tolist() for seen in model.counts.steps_seen(unknown, unknown)] == [[0], [0]]
     assert 0 < model.popularity(unknown)[0] < model.popularity(np.array([0], np.int32))[0]
 
 
@@ -174,13 +174,13 @@ def test_after_a_half_life_a_visit_counts_half() -> None:
     taught(model, visits_of([["a", "c"]] * 40), later)
     ages = (later - NOW) / ROOMY.half_life_ms
     assert ages == pytest.approx(1)
-    for slots in (model.near, model.after):
+    for slots in (model.counts.near, model.counts.after):
         pairs = pairs_of(model, slots)
         assert pairs["a", "b"] / pairs["a", "c"] == pytest.approx(0.5**ages)
     rows = np.array([model.row(url) for url in "abc"])
-    assert model.visits[rows] / model.unit == pytest.approx([60, 20, 40])
-    assert model.mass[rows] / model.unit == pytest.approx([60, 20, 40])
-    seen, total = model.steps_seen(rows[[0, 0]].astype(np.int32), rows[[1, 2]].astype(np.int32))
+    assert model.counts.visits[rows] / model.counts.unit == pytest.approx([60, 20, 40])
+    assert model.counts.mass[rows] / model.counts.unit == pytest.approx([60, 20, 40])
+    seen, total = model.counts.steps_seen(rows[[0, 0]].astype(np.int32), rows[[1, 2]].astype(np.int32))
     assert seen == pytest.approx([20, 40])
     assert total == pytest.approx([60, 60])
 
@@ -189,11 +189,11 @@ def test_dividing_everything_by_a_power_of_two_changes_no_ratio_and_no_vector() 
     model = URL2Vec(ModelSettings(dims=8, time_to_live_ms=9999 * DAY_MS, device="cpu"))
     model.learn_many(planted(3, 100), NOW)
     before, largest = copy_of(model.state()), 0.0
-    while model.unit >= largest:
-        largest = model.unit
+    while model.counts.unit >= largest:
+        largest = model.counts.unit
         model.learn(Steps.from_lists([], []), {}, int(model.state()["times"][0]) + DAY_MS // 2)
     after = model.state()
-    assert largest > 2**15.9 > 2**0.1 > model.unit
+    assert largest > 2**15.9 > 2**0.1 > model.counts.unit
     for key in ("near.count", "after.count", "mass", "visits", "total"):
         assert np.array_equal(after[key] * 2**16, before[key]), key
     assert after["sphere.log_mass"] + 16 * np.log(2) == pytest.approx(before["sphere.log_mass"], abs=1e-5)
@@ -229,7 +229,7 @@ def test_the_clock_does_not_go_back_nor_leap() -> None:
     in_2100 = 4_102_444_800_000
     model.learn_one(list("ac"), in_2100)
     assert 0 < model.state()["times"][0] - NOW <= ROOMY.half_life_ms / 60
-    assert model.unit <= 2 ** (1 / 60)
+    assert model.counts.unit <= 2 ** (1 / 60)
     assert all(url in model for url in "abc")
 
 
@@ -262,7 +262,7 @@ def test_a_visitor_with_a_hundred_thousand_urls_harms_nobody() -> None:
         model.learn_many([[f"/bot/{k}" for k in range(start, start + 1000)]], NOW + start)
     assert [model.row(url) for url in regular] == rows
     assert model.vocabulary.live <= 5000
-    assert len(model.mass) <= 5000  # nor is there room for more
+    assert len(model.counts.mass) <= 5000  # nor is there room for more
     after = near_ten(model, regular)
     assert np.mean([len(before[url] & after[url]) / 10 for url in regular]) > 0.99
     assert sum(len(name) for name in model.vocabulary.names) < 5000 * 40
