@@ -3,13 +3,13 @@
 What skip-gram with negative sampling fits by gradient steps is, implicitly, a factorisation of the shifted PMI matrix (Levy,
 Goldberg 2014, "Neural word embedding as implicit matrix factorization"). Here its positive part M is factorised explicitly:
 
-    z_i = Σ_j M_ij w_j,   M_ij = max(0, log(c_ij · Z / (r_i · r_j^α)))^p · c_ij / (c_ij + u)          (power iteration)
+    z_i = Σ_j M_ij w_j,   M_ij = √max(0, log(c_ij · Z / (r_i · r_j^α))) · c_ij / (c_ij + u)            (power iteration)
     w_i = z_i R / |z_i R|                                                                        (spherical)
     R   ≈ (Σ_i w_i w_iᵀ / n)^(-1/2)                                                              (whitening)
 
 c: co-visit weight of the slot, r: mass of a row, Z = Σ_j r_j^α, u: what one visit adds. A row is derived anew when its mass
 has grown by a share (`refresh`) since it last was, from the other rows as they are then. α = 0.75 damps the pull of rare
-neighbours (Levy, Goldberg, Dagan 2015, section 3.2: it is what word2vec's noise distribution does), p < 1 that of strong
+neighbours (Levy, Goldberg, Dagan 2015, section 3.2: it is what word2vec's noise distribution does), the root that of strong
 ones; c / (c + u) distrusts what was seen once (Pantel, Lin 2002). Without the whitening all rows would turn to the first
 eigenvector; without the sphere heavy topics take the whole subspace (.74 instead of .99 on 500 synthetic topics).
 
@@ -28,9 +28,8 @@ from models.counts import F32, F64, I16, I32, U64, Slots, longer
 
 ONE = 32767.0  # of a stored coordinate
 ALPHA = 0.75
-PMI_POWER = 0.7
 _DRIFTED = 0.8  # Newton-Schulz converges below 1; beyond this an eigendecomposition is surer
-_WHITEN_AFTER = 0.05  # share of the rows that must have moved: a tenth of the time, and the same quality
+_WHITEN_AFTER = 0.2  # share of the rows that must have moved: a tenth of the time, and the same quality
 
 
 @kernel
@@ -45,7 +44,7 @@ def gather(
             c, j = np.float64(count[i, q]), url[i, q]
             pmi = np.log(c) + log_z - log_mass[i] - ALPHA * log_mass[j]
             if pmi > 0:
-                x = np.float32(pmi**PMI_POWER * c / (c + unit))
+                x = np.float32(np.sqrt(pmi) * c / (c + unit))
                 for k in range(out.shape[1]):
                     out[t, k] += x * np.float32(vectors[j, k])
 
@@ -63,7 +62,7 @@ def weigh(
             c, j = np.float64(count[i, q]), url[i, q]
             pmi = np.log(c) + log_z - log_mass[i] - ALPHA * log_mass[j]
             if pmi > 0:
-                weight[t, q] = np.float32(pmi**PMI_POWER * c / (c + unit))
+                weight[t, q] = np.float32(np.sqrt(pmi) * c / (c + unit))
                 at[t, q] = j
 
 
@@ -214,7 +213,11 @@ class Sphere:
         """Rows moved from `old` to `new` (n, dims), unit vectors; fewer of `old` where rows are new, none where they leave."""
         if self._copy is not None:
             self._copy[torch.tensor(rows).to(self._device)] = torch.tensor(self.vectors[rows]).to(self._device)
-        self._gram += new.T @ new - old.T @ old
+        if new.shape == old.shape:  # newᵀ new - oldᵀ old, in one product instead of two
+            half = (new - old).T @ ((new + old) / 2)
+            self._gram += half + half.T
+        else:
+            self._gram += new.T @ new - old.T @ old
         self._moved += len(rows)
 
     def _whiten(self, live: int) -> None:
