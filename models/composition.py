@@ -38,7 +38,7 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
-PARTS = 16  # of a URL, at most: 1 host, 5 prefixes, 4 of the query, 6 words
+PARTS = 12  # of a URL, at most: 1 host, 5 prefixes, 4 of the query, 6 words, the first ones of these
 HOST, PATH, KEY, VALUE, WORD, KINDS = 1, 2, 3, 4, 5, 6
 _LABELS = ("", "host", "path", "query key", "query", "word")
 _URL_READ, _TITLE_READ = 4_096, 512  # characters that are looked at

@@ -17,25 +17,31 @@ F64 = NDArray[np.float64]
 I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
 U64 = NDArray[np.uint64]
+U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
 @kernel
-def bump(u: int, v: int, x: float, url: I32, count: F32, used: I32, draws: U64) -> None:
+def bump(u: int, v: int, x: float, url: I32, count: F32, used: U8, draws: U64) -> None:
     """Add weight x for neighbour v to the slots of row u."""
-    n = used[u]
-    for q in range(n):
-        if url[u, q] == v:
-            count[u, q] += x
-            return
+    n, at, neighbours = np.int64(used[u]), -1, url[u]
+    for q in range(n):  # no early exit, so that the compiler compares eight at a time
+        if neighbours[q] == v:
+            at = q
+    if at >= 0:
+        count[u, at] += x
+        return
     if n < url.shape[1]:
         url[u, n] = v
         count[u, n] = x
         used[u] = n + 1
         return
-    smallest = 0
-    for q in range(1, n):
-        if count[u, q] < count[u, smallest]:
+    bits, smallest = count[u].view(np.int32), 0  # positive floats order as their bits do, and integers faster
+    least = bits[0]
+    for q in range(n):
+        least = min(least, bits[q])
+    for q in range(n):
+        if bits[q] == least:
             smallest = q
     grown = count[u, smallest] + np.float32(x)
     draws[0] += np.uint64(1)
@@ -53,7 +59,7 @@ def add_pairs(
     unit: float,
     url: I32,
     count: F32,
-    used: I32,
+    used: U8,
     mass: F64,
     total: F64,
     draws: U64,
@@ -96,7 +102,7 @@ def add_pairs(
 
 @kernel
 def add_visits(
-    row: I32, recent: I32, repeat: Mask, unit: float, visits: F64, url: I32, count: F32, used: I32, draws: U64
+    row: I32, recent: I32, repeat: Mask, unit: float, visits: F64, url: I32, count: F32, used: U8, draws: U64
 ) -> None:
     """Count each visit, and each step from the visit just before, in that direction."""
     for k in range(len(row)):
@@ -109,7 +115,7 @@ def add_visits(
 
 @kernel
 def add_sums(
-    one: I32, other: I32, weight: F32, unit: float, url: I32, count: F32, used: I32, mass: F64, total: F64, draws: U64
+    one: I32, other: I32, weight: F32, unit: float, url: I32, count: F32, used: U8, mass: F64, total: F64, draws: U64
 ) -> None:
     """Add summed weights of pairs of rows, in visits, as `add_pairs` would have one by one; pairs with -1 are passed over."""
     for k in range(len(one)):
@@ -123,7 +129,7 @@ def add_sums(
 
 
 @kernel
-def add_steps(before: I32, after: I32, weight: F32, unit: float, url: I32, count: F32, used: I32, draws: U64) -> None:
+def add_steps(before: I32, after: I32, weight: F32, unit: float, url: I32, count: F32, used: U8, draws: U64) -> None:
     """Add summed steps, in visits, as `add_visits` would have one by one; steps from or to -1 are passed over."""
     for k in range(len(before)):
         if before[k] >= 0 and after[k] >= 0:
@@ -131,15 +137,15 @@ def add_steps(before: I32, after: I32, weight: F32, unit: float, url: I32, count
 
 
 @kernel
-def leave_out(gone: Mask, rows: int, url: I32, count: F32, used: I32) -> None:
+def leave_out(gone: Mask, rows: int, url: I32, count: F32, used: U8) -> None:
     """Take every slot that points to a row in `gone` out of the tables of the first `rows` rows."""
     for i in range(rows):
         kept = 0
-        for q in range(used[i]):
+        for q in range(np.int64(used[i])):
             if not gone[url[i, q]]:
                 url[i, kept], count[i, kept] = url[i, q], count[i, q]
                 kept += 1
-        for q in range(kept, used[i]):
+        for q in range(kept, np.int64(used[i])):
             url[i, q] = 0
             count[i, q] = 0
         used[i] = kept
@@ -152,7 +158,7 @@ class Slots:
         self.width = width
         self.url: I32 = np.zeros((0, width), np.int32)
         self.count: F32 = np.zeros((0, width), np.float32)
-        self.used: I32 = np.zeros(0, np.int32)
+        self.used: U8 = np.zeros(0, np.int32)
 
     def reserve(self, rows: int) -> None:
         """Have room for that many rows."""
@@ -192,7 +198,7 @@ def longer(array: NDArray[Any], rows: int) -> NDArray[Any]:
 
 
 @kernel
-def step_share(before: I32, after: I32, url: I32, count: F32, used: I32, seen: F32, total: F32) -> None:
+def step_share(before: I32, after: I32, url: I32, count: F32, used: U8, seen: F32, total: F32) -> None:
     """Of each step before → after: how often it was seen, and how often anything was seen to follow `before`."""
     for t in range(len(before)):
         seen[t] = 0
@@ -200,7 +206,7 @@ def step_share(before: I32, after: I32, url: I32, count: F32, used: I32, seen: F
         i = before[t]
         if i < 0:
             continue
-        for q in range(used[i]):
+        for q in range(np.int64(used[i])):
             total[t] += count[i, q]
             if url[i, q] == after[t]:
                 seen[t] = count[i, q]

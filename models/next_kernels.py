@@ -16,6 +16,7 @@ F64 = NDArray[np.float64]
 I8 = NDArray[np.int8]
 I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 ONE = 32767.0  # of a coordinate of the core's vectors, which are of length one in fixed point
@@ -72,10 +73,10 @@ class Tables(NamedTuple):
     vectors: I16  # (rows, dims)
     near_url: I32  # (rows, slots)
     near_count: F32
-    near_used: I32  # (rows,)
+    near_used: U8  # (rows,)
     after_url: I32
     after_count: F32
-    after_used: I32
+    after_used: U8
     mass: F64
     visits: F64
 
@@ -149,7 +150,7 @@ def _gather(context: I32, t: Tables, popular: I32, unit: float, d: Desk) -> tupl
     _, n = _place(here, 0, table, candidate, known)  # where it is unknown, -1, which no row is
     left, left_before, earlier = 0.0, 0.0, 0
     if here >= 0:
-        for q in range(t.after_used[here]):
+        for q in range(np.int64(t.after_used[here])):
             x = t.after_count[here, q] / unit
             left += x
             at, n = _place(t.after_url[here, q], n, table, candidate, known)
@@ -165,7 +166,7 @@ def _gather(context: I32, t: Tables, popular: I32, unit: float, d: Desk) -> tupl
         if t.visits[popular[q]] > 0:
             _, n = _place(popular[q], n, table, candidate, known)
     if here >= 0 and t.mass[here] > 0:
-        for q in range(t.near_used[here]):
+        for q in range(np.int64(t.near_used[here])):
             if n < _ENOUGH:
                 at, n = _place(t.near_url[here, q], n, table, candidate, known)
             else:
@@ -173,7 +174,7 @@ def _gather(context: I32, t: Tables, popular: I32, unit: float, d: Desk) -> tupl
             if at > 0:
                 known[at, BESIDE] = t.near_count[here, q] / t.mass[here]
     if before >= 0:
-        for q in range(t.after_used[before]):
+        for q in range(np.int64(t.after_used[before])):
             x = t.after_count[before, q] / unit
             left_before += x
             if q < _SKIPS:
@@ -184,7 +185,7 @@ def _gather(context: I32, t: Tables, popular: I32, unit: float, d: Desk) -> tupl
                 known[at, SKIP] = x
         # Neighbours of the URL before are looked up, not added: fewer candidates, and as many hits.
         if t.mass[before] > 0:
-            for q in range(t.near_used[before]):
+            for q in range(np.int64(t.near_used[before])):
                 at = _seek(t.near_url[before, q], table, candidate)
                 if at > 0:
                     known[at, BESIDE_BEFORE] = t.near_count[before, q] / t.mass[before]

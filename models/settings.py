@@ -66,6 +66,9 @@ class ModelSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 1 <= self.window <= RECENT:
             raise ValueError(f"window must be between 1 and {RECENT}, got {self.window}")
+        for name in ("slots", "successor_slots"):
+            if getattr(self, name) > 255:
+                raise ValueError(f"{name} must be at most 255, got {getattr(self, name)}")
         if len(self.distance_weights) > self.window or not all(0 <= x < float("inf") for x in self.distance_weights):
             raise ValueError(
                 f"distance_weights must be up to {self.window} numbers from 0, got {self.distance_weights}"

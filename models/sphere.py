@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.compiled import kernel, mix
-from models.counts import F32, F64, I16, I32, U64, Slots, longer
+from models.counts import F32, F64, I16, I32, U8, U64, Slots, longer
 
 ONE = 32767.0  # of a stored coordinate
 ALPHA = 0.75
@@ -34,13 +34,13 @@ _WHITEN_AFTER = 0.2  # share of the rows that must have moved: a tenth of the ti
 
 @kernel
 def gather(
-    rows: I32, url: I32, count: F32, used: I32, log_mass: F32, log_z: float, unit: float, vectors: I16, out: F32
+    rows: I32, url: I32, count: F32, used: U8, log_mass: F32, log_z: float, unit: float, vectors: I16, out: F32
 ) -> None:
     """out[t] (dims,) = z of rows[t] as above, in units of ONE."""
     for t in range(len(rows)):
         i = rows[t]
         out[t, :] = 0
-        for q in range(used[i]):
+        for q in range(np.int64(used[i])):
             c, j = np.float64(count[i, q]), url[i, q]
             pmi = np.log(c) + log_z - log_mass[i] - ALPHA * log_mass[j]
             if pmi > 0:
@@ -51,14 +51,14 @@ def gather(
 
 @kernel
 def weigh(
-    rows: I32, url: I32, count: F32, used: I32, log_mass: F32, log_z: float, unit: float, weight: F32, at: I32
+    rows: I32, url: I32, count: F32, used: U8, log_mass: F32, log_z: float, unit: float, weight: F32, at: I32
 ) -> None:
     """The same M_ij as `gather`, as (n, slots) weights and columns, for a device that does the sums itself."""
     for t in range(len(rows)):
         i = rows[t]
         weight[t, :] = 0
         at[t, :] = i
-        for q in range(used[i]):
+        for q in range(np.int64(used[i])):
             c, j = np.float64(count[i, q]), url[i, q]
             pmi = np.log(c) + log_z - log_mass[i] - ALPHA * log_mass[j]
             if pmi > 0:

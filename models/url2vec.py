@@ -33,7 +33,10 @@ from models.vocabulary import Vocabulary
 
 State = dict[str, NDArray[np.generic]]
 PRIOR_VISITS = 100.0  # for which an imported vector stands: after seven visits it and what was counted weigh the same
-_PARTS_VISITS, _RARE = 3.0, 20  # rare pages of a synthetic shop: same topic .64 -> .74; Wikispeedia at 10 %: .49 -> .51
+_PARTS_VISITS, _RARE = (
+    3.0,
+    40,
+)  # rare pages of a synthetic shop: same topic .64 -> .74; Wikispeedia at a tenth: .50 -> .51
 _AT_ONCE = 16  # a share of the capacity is evicted at a time: taking out what points there costs a pass over the tables
 
 
@@ -71,7 +74,7 @@ class URL2Vec:
         held = len(self.prior)
         if rows <= held:
             return
-        rows = min(self._settings.capacity, max(rows, 2 * held))
+        rows = min(self._settings.capacity, max(rows, held * 3 // 2))
         self.counts.reserve(rows)
         self.sphere.reserve(rows)
         self.prior, self._parts = longer(self.prior, rows), longer(self._parts, rows)
