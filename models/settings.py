@@ -21,7 +21,7 @@ class ModelSettings:
     slots: int = 64  # neighbours remembered of a URL
     successor_slots: int = 64  # "what came next" remembered of a URL
     refresh: float = 0.1  # a vector is derived anew once its URL's mass has grown by this share
-    capacity: int = 200_000  # URLs; about 1.3 kB each when it is full
+    capacity: int = 200_000  # URLs; about 1.4 kB each when it is full (tests/unit/test_models_room.py)
     part_bits: int = (
         16  # log2 of the parts (hosts, prefixes, words) that unseen URLs can be composed from; 270 bytes each
     )

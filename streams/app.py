@@ -54,6 +54,12 @@ def model_settings(settings: Settings) -> ModelSettings:
     return ModelSettings(
         dims=settings.dims,
         capacity=settings.capacity,
+        slots=settings.slots,
+        successor_slots=settings.successor_slots,
+        part_bits=settings.part_bits,
+        admit_after=settings.admit_after,
+        half_life_ms=settings.half_life_ms,
+        time_to_live_ms=settings.time_to_live_ms,
         exclude=frozenset(settings.exclude),
         categorical=settings.categorical,
         numeric=settings.numeric,

@@ -6,6 +6,7 @@ import time
 import click
 from rich.table import Table
 
+from models.ranking import WHO
 from streams.console import Failed, options, out, print_json
 from streams.errors import BrokerError, ConfigError, Stalled, StoreError
 from streams.settings import Settings, duration_ms, resolve
@@ -68,7 +69,7 @@ def table(found: Status, of_latency: str = "") -> Table:
         ("examples learned", show(found.examples_learned)),
         ("URLs with a vector", show(found.urls)),
         ("latency p50 / p99", f"{show(found.latency_ms.p50, 1)} / {show(found.latency_ms.p99, 1)} ms{of_latency}"),
-        ("next URL among ten", show(found.next_url_hit_rate_at_10, 3)),
+        ("next URL among ten", next_url(found)),
     ]
     for name, p in found.progressive.items():
         rows.append(
@@ -78,6 +79,12 @@ def table(found: Status, of_latency: str = "") -> Table:
     for name, value in rows:
         grid.add_row(name, value)
     return grid
+
+
+def next_url(found: Status) -> str:
+    """How often the next URL was among those proposed, and how often opponents would have had it."""
+    model, popularity, markov = (show(found.next_url[who].hit_rate_at_10, 3) for who in WHO)
+    return f"{model}  ({popularity} by popularity, {markov} by a Markov chain)"
 
 
 @click.command()

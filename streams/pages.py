@@ -15,6 +15,7 @@ from streams.pipeline import Pipeline
 from streams.settings import Settings
 from streams.status import Status, read_status
 from streams.store import Store
+from streams.urls import Canonicaliser
 
 STATUS_KEPT_S = 1.0  # a page open in many windows asks the broker once a second, not once a window
 NEAREST_MOST = 100
@@ -64,6 +65,7 @@ refresh();
 def add_pages(app: Any, settings: Settings, store: Store, pipeline: Pipeline, ownership: Ownership) -> None:
     """Register the pages on the app's web server."""
     kept: tuple[float, Status] | None = None
+    canonical = Canonicaliser(settings.urls).canonical
 
     async def status() -> Status:
         nonlocal kept
@@ -101,10 +103,11 @@ def add_pages(app: Any, settings: Settings, store: Store, pipeline: Pipeline, ow
             k = min(int(request.query.get("k", "10")), NEAREST_MOST)
         except ValueError:
             return as_json(web, {"error": "k is a number"}, 400)
-        learner = pipeline.replica.learner
-        if not await pipeline.in_compute_thread(learner.knows, url):
-            return as_json(web, {"error": f"{url} was never visited"}, 404)
-        near = await pipeline.in_compute_thread(learner.nearest, url, k)
+        url = canonical(url)
+        try:
+            near = await pipeline.in_compute_thread(pipeline.replica.learner.most_similar, [url], [], k)
+        except KeyError:
+            return as_json(web, {"error": f"{url} was never visited, nor anything like it"}, 404)
         return as_json(web, [{"url": other, "similarity": round(similarity, 4)} for other, similarity in near])
 
     @app.page("/metrics")  # type: ignore[untyped-decorator]

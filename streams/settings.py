@@ -57,6 +57,12 @@ class _Model(msgspec.Struct, forbid_unknown_fields=True):
     device: str = "auto"
     dims: int = 64
     capacity: int = 200_000
+    slots: int = 64
+    successor_slots: int = 64
+    part_bits: int = 16
+    admit_after: int = 2
+    half_life: str = "30d"
+    time_to_live: str = "90d"
 
 
 class _Urls(msgspec.Struct, forbid_unknown_fields=True):
@@ -138,7 +144,13 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     dims: int = 64
-    capacity: int = 200_000
+    capacity: int = 200_000  # URLs that have a vector at a time
+    slots: int = 64  # neighbours remembered of a URL
+    successor_slots: int = 64  # and URLs that came next
+    part_bits: int = 16  # log2 of the parts of URLs from which unseen ones are composed
+    admit_after: int = 2  # visits before a URL gets a vector, once half of the capacity is in use
+    half_life_ms: int = 30 * UNITS_MS["d"]  # event time after which a visit counts half for URL2vec
+    time_to_live_ms: int = 90 * UNITS_MS["d"]  # event time after which a URL that nobody visits is forgotten
 
 
 def _read(path: Path) -> _File:
@@ -155,6 +167,12 @@ def _read(path: Path) -> _File:
 def _positive(name: str, value: int, least: int = 1) -> int:
     if value < least:
         raise ConfigError(f"{name} is {value}: it must be at least {least}")
+    return value
+
+
+def _between(name: str, value: int, least: int, most: int) -> int:
+    if not least <= value <= most:
+        raise ConfigError(f"{name} is {value}: it must be between {least} and {most}")
     return value
 
 
@@ -301,4 +319,10 @@ def settle(file: _File, kafka: str, redis: str) -> Settings:
         device=file.model.device,
         dims=_positive("model.dims", file.model.dims, 2),
         capacity=_positive("model.capacity", file.model.capacity, 16),
+        slots=_between("model.slots", file.model.slots, 4, 255),
+        successor_slots=_between("model.successor_slots", file.model.successor_slots, 4, 255),
+        part_bits=_between("model.part_bits", file.model.part_bits, 4, 24),
+        admit_after=_positive("model.admit_after", file.model.admit_after),
+        half_life_ms=_positive("model.half_life", duration_ms(file.model.half_life), UNITS_MS["m"]),
+        time_to_live_ms=_positive("model.time_to_live", duration_ms(file.model.time_to_live), UNITS_MS["m"]),
     )

@@ -40,7 +40,7 @@ def test_a_derived_row_is_the_formula() -> None:
     gather(rows, slots.url, slots.count, slots.used, sphere.log_mass, log_z, unit, sphere.vectors, out)
     pmi = np.log(8.0 * (mass**ALPHA).sum() / (mass[0] * mass[1] ** ALPHA))
     assert np.log(1.0 * (mass**ALPHA).sum() / (mass[0] * mass[2] ** ALPHA)) < 0 < pmi
-    assert out[0] == pytest.approx(pmi** 0.5 * 8 / (8 + unit) * sphere.vectors[1], rel=1e-5)
+    assert out[0] == pytest.approx(pmi**0.5 * 8 / (8 + unit) * sphere.vectors[1], rel=1e-5)
 
 
 def test_a_device_does_the_same_sums() -> None:

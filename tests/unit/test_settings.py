@@ -220,3 +220,19 @@ def test_what_stands_in_the_file_arrives(here: Path) -> None:
     assert (found.session_gap_ms, found.latency_objective_ms) == (600_000, 20)
     assert (found.categorical, found.numeric, found.exclude) == (("a",), ("b",), ("c",))
     assert (found.seed, found.dims) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("slots = 300", "model.slots is 300: it must be between 4 and 255"),
+        ("admit_after = 0", "model.admit_after is 0"),
+        ('half_life = "soon"', "no duration"),
+        ('time_to_live = "1s"', "model.time_to_live is 1000"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_in_one_sentence(tmp_path: Path, line: str, words: str) -> None:
+    file = tmp_path / "url2vec.toml"
+    file.write_text(f"[model]\n{line}\n")
+    with pytest.raises(ConfigError, match=words):
+        resolve("localhost:9092", "redis://localhost:6379/0", str(file))
