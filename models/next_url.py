@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.next_kernels import (
+from models.next_candidates import (
     BEST,
     BUCKETS,
     F32,
@@ -35,9 +35,8 @@ from models.next_kernels import (
     Mask,
     Tables,
     desk,
-    thin,
-    walk,
 )
+from models.next_kernels import thin, walk
 
 if TYPE_CHECKING:
     from models.url2vec import URL2Vec
@@ -143,7 +142,7 @@ class NextUrls:
 
     @property
     def weights(self) -> F64:
-        """(BUCKETS + 1, WEIGHTS), for who wants to know what the blend goes by; `models.next_kernels` says which is which."""
+        """(BUCKETS + 1, WEIGHTS), what the blend goes by; `models.next_candidates` says which is which."""
         return self._learned.weight.copy()
 
     def state(self) -> State:
