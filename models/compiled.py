@@ -1,15 +1,36 @@
 """The one way loops are compiled here, and the integer mixing that stands where others would draw random numbers.
 
 No fastmath and no parallel loops: the same state and the same lesson must give the same bits on every replica.
+
+Compiled loops are kept on disk, in a folder named after the sources of all of them: numba compiles anew when the file of a
+loop has changed, but not when a loop that it calls has, in another file, and would go on with the old one unnoticed.
 """
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+import xxhash
 
 F = TypeVar("F", bound=Callable[..., Any])
+SOURCES = Path(__file__).parent
+PREFIX = "kernels-"
+
+
+def cache_folder(sources: Path) -> Path:
+    """Where what is compiled from the sources in a folder, as they are now, is kept."""
+    state = xxhash.xxh3_64()
+    for file in sorted(sources.glob("*.py")):
+        if b"@kernel" in (text := file.read_bytes()):
+            state.update(file.name.encode() + text)
+    return sources / "__pycache__" / f"{PREFIX}{state.hexdigest()}"
+
+
+if not numba.config.CACHE_DIR and os.access(SOURCES, os.W_OK):  # else numba looks for a place by itself
+    numba.config.CACHE_DIR = str(cache_folder(SOURCES))
 
 
 def kernel(function: F) -> F:
