@@ -177,6 +177,8 @@ def _usual(at: int, sign: int, nothing: I32, key: U64, urls: I32, sums: I32, usu
 def _replace(slots: I32, old: I16, new: I16, key: U64, urls: I32, sums: I32, usual: I64) -> None:
     moved, nothing = np.empty(sums.shape[1], np.int32), np.zeros(sums.shape[1], np.int32)
     for t in range(slots.shape[0]):
+        if slots[t].max() < 0:  # it has no name, or its parts found no room
+            continue
         was = False
         will = False
         for k in range(sums.shape[1]):

@@ -67,8 +67,9 @@ def weigh(
 
 
 @kernel
-def land(rows: I32, z: F32, pull: F32, vectors: I16, new: F32, old: F32) -> None:
-    """Put z (n, dims) back on the sphere, after adding `pull` to its direction. new, old (n, dims): unit vectors.
+def land(rows: I32, z: F32, pull: F32, vectors: I16, step: F32, middle: F32) -> None:
+    """Put z (n, dims) back on the sphere, after adding `pull` to its direction. step, middle (n, dims): by what each vector
+    moved, and half-way there, as `Sphere._moved_by` wants them.
 
     A z of no length, or not finite, leaves its row as it was.
     """
@@ -76,7 +77,7 @@ def land(rows: I32, z: F32, pull: F32, vectors: I16, new: F32, old: F32) -> None
     for t in range(len(rows)):
         i, square = rows[t], np.float64(0)
         for k in range(dims):
-            old[t, k] = np.float32(vectors[i, k]) / np.float32(ONE)
+            middle[t, k] = np.float32(vectors[i, k])
             square += np.float64(z[t, k]) * np.float64(z[t, k])
         if 1e-6 * ONE * ONE < square < np.inf:
             length, square = np.float32(np.sqrt(square)), np.float64(0)
@@ -88,7 +89,9 @@ def land(rows: I32, z: F32, pull: F32, vectors: I16, new: F32, old: F32) -> None
                 for k in range(dims):
                     vectors[i, k] = np.int16(np.rint(z[t, k] * scale))
         for k in range(dims):
-            new[t, k] = np.float32(vectors[i, k]) / np.float32(ONE)
+            new, old = np.float32(vectors[i, k]), middle[t, k]
+            step[t, k] = (new - old) * np.float32(1 / ONE)
+            middle[t, k] = (new + old) * np.float32(0.5 / ONE)
 
 
 @kernel
@@ -141,20 +144,17 @@ class Sphere:
         """Rows that are new, each with the vector that follows from its id."""
         fresh = np.empty((len(rows), self.dims), np.int16)
         first_vectors(ids, fresh)
-        self._set(rows, fresh, torch.zeros(0, self.dims))
+        self._move(rows, fresh)
 
     def leave(self, rows: I32) -> None:
         """Rows that are no longer in use."""
-        old = torch.tensor(self.unit(rows))
         self._z -= float(np.exp(ALPHA * self.log_mass[rows].astype(np.float64)).sum())
         self.log_mass[rows] = -np.inf
-        self.vectors[rows] = 0
-        self._changed(rows, torch.zeros(0, self.dims), old)
+        self._move(rows, np.zeros((len(rows), self.dims), np.int16))
 
     def place(self, rows: I32, unit: F32) -> None:
         """Put rows where somebody else says they belong: (n, dims) unit vectors."""
-        old = torch.tensor(self.unit(rows))
-        self._set(rows, np.rint(unit * np.float32(ONE)).astype(np.int16), old)
+        self._move(rows, np.rint(unit * np.float32(ONE)).astype(np.int16))
 
     def rescale(self, factor: float) -> None:
         """All masses were multiplied by this; nothing else changes."""
@@ -177,9 +177,9 @@ class Sphere:
             return
         self.weighed(rows, mass)
         z = self._sums(rows, slots, float(np.log(self._z[0])), unit) @ self._turn  # (n, dims)
-        new, old = torch.empty(len(rows), self.dims), torch.empty(len(rows), self.dims)
-        land(rows, z.numpy(), pull, self.vectors, new.numpy(), old.numpy())
-        self._changed(rows, new, old)
+        step, middle = torch.empty(len(rows), self.dims), torch.empty(len(rows), self.dims)
+        land(rows, z.numpy(), pull, self.vectors, step.numpy(), middle.numpy())
+        self._moved_by(rows, step, middle)
         if self._moved >= _WHITEN_AFTER * live:
             self._whiten(live)
 
@@ -205,20 +205,20 @@ class Sphere:
         near = self._copy[torch.tensor(at).to(self._device)].to(torch.float32)  # (n, slots, dims)
         return torch.einsum("nk,nkd->nd", torch.tensor(weight).to(self._device), near).cpu()
 
-    def _set(self, rows: I32, new: I16, old: torch.Tensor) -> None:
-        self.vectors[rows] = new
-        self._changed(rows, torch.tensor(self.unit(rows)), old)
-
-    def _changed(self, rows: I32, new: torch.Tensor, old: torch.Tensor) -> None:
-        """Rows moved from `old` to `new` (n, dims), unit vectors; fewer of `old` where rows are new, none where they leave."""
+    def _moved_by(self, rows: I32, step: torch.Tensor, middle: torch.Tensor) -> None:
+        """Vectors of rows have moved: newᵀ new - oldᵀ old is one product of step (n, dims) and middle, and its transpose."""
         if self._copy is not None:
             self._copy[torch.tensor(rows).to(self._device)] = torch.tensor(self.vectors[rows]).to(self._device)
-        if new.shape == old.shape:  # newᵀ new - oldᵀ old, in one product instead of two
-            half = (new - old).T @ ((new + old) / 2)
-            self._gram += half + half.T
-        else:
-            self._gram += new.T @ new - old.T @ old
+        half = step.T @ middle
+        self._gram += half + half.T
         self._moved += len(rows)
+
+    def _move(self, rows: I32, new: I16) -> None:
+        """Put rows elsewhere; zeros are nowhere."""
+        old = self.unit(rows)
+        self.vectors[rows] = new
+        here = self.unit(rows)
+        self._moved_by(rows, torch.tensor(here - old), torch.tensor((here + old) / 2))
 
     def _whiten(self, live: int) -> None:
         self._moved = 0

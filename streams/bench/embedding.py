@@ -45,13 +45,14 @@ class Row(msgspec.Struct, kw_only=True):
 
 
 def ours(slots: Sequence[int], seed: int, device: str, batch: int) -> list[Contestant]:
-    """URL2vec with its defaults, and with fewer slots: then with successors in the proportion of 12 to 32."""
+    """URL2vec with its defaults, and with fewer slots: then with successors in the proportion of 8 to 32."""
     settings = [ModelSettings(seed=seed, device=device)]
-    settings += [ModelSettings(seed=seed, device=device, slots=k, successor_slots=max(1, k * 3 // 8)) for k in slots]
-    return [
+    settings += [ModelSettings(seed=seed, device=device, slots=k, successor_slots=max(1, k // 4)) for k in slots]
+    rows: list[Contestant] = [
         Ours("url2vec" if not k else f"url2vec, {chosen.slots} slots", chosen, batch)
         for k, chosen in enumerate(settings)
     ]
+    return [*rows, Ours("url2vec, names too", settings[0], batch, named=True)]
 
 
 @dataclass

