@@ -4,9 +4,9 @@ Two kinds of facts, and they travel differently:
 
 * *What adds up*: co-visit weights of pairs, steps, visits. A delta is a sum over some visits, in units of one visit; applying
   it is adding, so the order in which deltas come, and from whom, does not matter.
-* *What is derived*: vectors. Sums of vector deltas break with four workers (.51 instead of .55), so rows travel whole, with
-  the event time of their sender as a stamp, and the later stamp wins. A receiver may also leave them out and derive its own
-  from the counts: that costs it time instead of the sender bytes.
+* *What is derived*: vectors. Sums of vector deltas break with four workers (.51 instead of .55), so rows travel whole, and
+  the last to be applied wins: replicas that agree on the counts nearly agree on the rows. A receiver may also be sent none
+  and derive its own from the counts: that costs it time instead of the sender bytes.
 
 URLs travel by id, with names that may be news: row numbers mean nothing elsewhere. The encoding is arrays inside msgpack,
 compressed, behind a checksum; what was damaged raises `CorruptDelta`.

@@ -14,7 +14,7 @@ ones; c / (c + u) distrusts what was seen once (Pantel, Lin 2002). Without the w
 eigenvector; without the sphere heavy topics take the whole subspace (.74 instead of .99 on 500 synthetic topics).
 
 Vectors are kept as int16, a unit vector times 32,767: half of float32, and a gather as fast. They live on the CPU, where
-everybody reads them; with a device, a float16 copy there follows, and large refreshes are computed on it.
+everybody reads them; with another device, a copy there follows, and the sums are made on it.
 """
 
 from collections.abc import Mapping
