@@ -11,14 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.compiled import kernel
+from models.counts import F32, F64, I16, I32, U8
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 I8 = NDArray[np.int8]
-I16 = NDArray[np.int16]
-I32 = NDArray[np.int32]
-U8 = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 
 ONE = 32767.0  # of a coordinate of the core's vectors, which are of length one in fixed point
 BEST = 10  # ranks beyond this are not told apart

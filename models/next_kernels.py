@@ -7,16 +7,13 @@ in fixed order and nothing is drawn: the same state and the same steps give the 
 import numpy as np
 
 from models.compiled import kernel, mix
+from models.counts import F32, F64, I16, I32, Mask
 from models.next_candidates import (
     BEST,
     BUCKETS,
     CONTEXTS,
-    F32,
-    F64,
     FEATURES,
     I8,
-    I16,
-    I32,
     NEVER,
     ONE,
     POPULAR,
@@ -26,7 +23,6 @@ from models.next_candidates import (
     WEIGHTS,
     Desk,
     Learned,
-    Mask,
     Tables,
     describe,
     gather,

@@ -20,22 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.next_candidates import (
-    BEST,
-    BUCKETS,
-    F32,
-    F64,
-    I8,
-    I32,
-    MARKOV,
-    SHARED,
-    TURNED,
-    WEIGHTS,
-    Learned,
-    Mask,
-    Tables,
-    desk,
-)
+from models.counts import F32, F64, I32, Mask
+from models.next_candidates import BEST, BUCKETS, I8, MARKOV, SHARED, TURNED, WEIGHTS, Learned, Tables, desk
 from models.next_kernels import thin, walk
 
 if TYPE_CHECKING:

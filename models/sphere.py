@@ -33,6 +33,13 @@ _WHITEN_AFTER = 0.2  # share of the rows that must have moved: a tenth of the ti
 
 
 @kernel
+def _weight(c: float, log_mass: float, other: float, log_z: float, unit: float) -> float:
+    """M_ij as above, from the slot's count and the logarithms of both masses."""
+    pmi = np.log(c) + log_z - log_mass - ALPHA * other
+    return float(np.sqrt(pmi) * c / (c + unit)) if pmi > 0 else 0.0
+
+
+@kernel
 def gather(
     rows: I32, url: I32, count: F32, used: U8, log_mass: F32, log_z: float, unit: float, vectors: I16, out: F32
 ) -> None:
@@ -41,10 +48,9 @@ def gather(
         i = rows[t]
         out[t, :] = 0
         for q in range(np.int64(used[i])):
-            c, j = np.float64(count[i, q]), url[i, q]
-            pmi = np.log(c) + log_z - log_mass[i] - ALPHA * log_mass[j]
-            if pmi > 0:
-                x = np.float32(np.sqrt(pmi) * c / (c + unit))
+            j = url[i, q]
+            x = np.float32(_weight(np.float64(count[i, q]), log_mass[i], log_mass[j], log_z, unit))
+            if x > 0:
                 for k in range(out.shape[1]):
                     out[t, k] += x * np.float32(vectors[j, k])
 
@@ -59,11 +65,9 @@ def weigh(
         weight[t, :] = 0
         at[t, :] = i
         for q in range(np.int64(used[i])):
-            c, j = np.float64(count[i, q]), url[i, q]
-            pmi = np.log(c) + log_z - log_mass[i] - ALPHA * log_mass[j]
-            if pmi > 0:
-                weight[t, q] = np.float32(np.sqrt(pmi) * c / (c + unit))
-                at[t, q] = j
+            j = url[i, q]
+            weight[t, q] = np.float32(_weight(np.float64(count[i, q]), log_mass[i], log_mass[j], log_z, unit))
+            at[t, q] = j
 
 
 @kernel

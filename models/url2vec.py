@@ -34,7 +34,9 @@ from models.vocabulary import Vocabulary
 State = dict[str, NDArray[np.generic]]
 PRIOR_VISITS = 100.0  # for which an imported vector stands: after seven visits it and what was counted weigh the same
 _PARTS_VISITS = 3.0  # for which the parts of a URL's name stand, at the sure trust of 1
-_RARE = 40  # visits beyond which they are not asked. Rare pages of a synthetic shop .64 -> .74, Wikispeedia .560 -> .567
+_RARE = (
+    40  # visits beyond which they are not asked. Rare pages of a synthetic shop .64 -> .74, Wikispeedia .560 -> .567
+)
 _AT_ONCE = 16  # a share of the capacity is evicted at a time: taking out what points there costs a pass over the tables
 
 

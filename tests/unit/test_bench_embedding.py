@@ -194,8 +194,8 @@ def test_how_the_stream_is_looked_at_does_not_change_what_is_learned() -> None:
 def test_arrays_are_counted_once_and_as_reserved() -> None:
     model = Ours("ours", _small(), 512).warm()
     held = allocated(model)
-    model.again = model.mass[:1]  # type: ignore[attr-defined]
-    assert held > model.mass.nbytes
+    model.again = model.counts.mass[:1]  # type: ignore[attr-defined]
+    assert held > model.counts.mass.nbytes
     assert allocated(model) == held
 
 
