@@ -271,3 +271,22 @@ def test_another_process_learns_the_same_bits() -> None:
         [sys.executable, "-c", program], env=environment, cwd=Path(__file__).parents[2], capture_output=True, check=True
     )
     assert said.stdout.decode().strip() == digest()
+
+
+def test_a_visit_that_is_to_teach_nothing_gets_no_row_and_is_not_called_new() -> None:
+    learner = Learner(SMALL, TASKS)
+    for _ in range(3):
+        learner.learn(Lesson.of([visit("logo.png", teaches=False)], [], 0))
+    assert not learner.knows("logo.png")
+    scored = learner.score([visit("logo.png", "a", teaches=False), visit("b", "a")])
+    assert scored.new_url.tolist() == [False, True]
+    assert scored.ranks[0].tolist() == [-1] * 3
+
+
+def test_an_unseen_page_is_near_to_the_pages_beside_it(taught: Learner) -> None:
+    assert not taught.knows("https://shop.example/0/never")
+    assert taught.composed("https://shop.example/0/never")[0] == "path shop.example/0"
+    near = taught.most_similar(["https://shop.example/0/never"], [], 5)
+    assert all(url.startswith("https://shop.example/0/") for url, _ in near)
+    with pytest.raises(KeyError):
+        taught.most_similar(["ftp://elsewhere.example/"], [], 5)

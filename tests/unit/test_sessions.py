@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models.visits import RECENT, VisitContext, url_identity
 from schemas.records import WebVisit
 from streams.sessions import REMEMBERED_EVENTS, Sessioniser, SessionStep, Visitor
-from streams.urls import canonical
+from streams.urls import UrlRules, canonical
 
 GAP_MS = 1_800_000
 MINUTE_MS = 60_000
@@ -195,3 +195,31 @@ def test_in_order_a_session_starts_exactly_where_the_silence_is_longer_than_the_
 @given(st.text())
 def test_the_canonical_form_of_a_url_is_its_own_canonical_form(url: str) -> None:
     assert canonical(canonical(url)) == canonical(url)
+
+
+PAGES = ("https://a/logo.png", "https://a/x", "https://a/site.css", "http://A/x?utm_source=mail", "https://a/y")
+
+
+def test_static_files_belong_to_their_session_but_stand_between_no_two_pages() -> None:
+    visitor, contexts, steps = run(*(visit(f"e{k}", k, url) for k, url in enumerate(PAGES)))
+    x = url_identity("https://a/x")
+    assert [context.teaches for context in contexts] == [False, True, False, True, True]
+    assert [context.position for context in contexts] == [1, 2, 3, 4, 5]
+    assert [context.recent for context in contexts] == [(), (), (x,), (), (x,)]
+    assert [context.repeat for context in contexts] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]  # the same page, written otherwise
+    assert all(step.continues for step in steps[1:])
+    assert visitor is not None
+    assert visitor.recent == (url_identity("https://a/y"), x)
+
+
+def test_rules_may_let_static_files_teach() -> None:
+    sessions = Sessioniser(GAP_MS, UrlRules(static="learn"))
+    visitor, first, _ = sessions.visit(None, visit("e1", 0, PAGES[0]), 0)
+    _, second, _ = sessions.visit(visitor, visit("e2", 1, PAGES[1]), 0)
+    assert (first.teaches, second.recent) == (True, (url_identity(PAGES[0]),))
