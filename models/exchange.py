@@ -14,20 +14,19 @@ compressed, behind a checksum; what was damaged raises `CorruptDelta`.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from models.counts import F32, I16, I32, U64
+from models.envelope import seal, unseal
 from models.lesson import Steps
 from models.visits import RECENT
 
-_MAGIC = b"U2D1"
+_LETTERS = b"U2D1"
 _WHOLE = 4096.0  # a weight of 1 on the wire: weights are sums of a few small numbers, and compress well as integers
 
 
@@ -115,18 +114,13 @@ class Delta:
             self.vectors.tobytes(),
             self.vectors.shape[1],
         )
-        body = zlib.compress(msgspec.msgpack.encode(wire), 1)
-        return _MAGIC + xxhash.xxh3_64_digest(body) + body
+        return seal(_LETTERS, wire)
 
     @staticmethod
     def decode(blob: bytes) -> Delta:
         """The delta that was encoded. Raises CorruptDelta on torn or foreign bytes."""
-        if blob[:4] != _MAGIC:
-            raise CorruptDelta("these bytes are not a delta, or of another version")
-        if blob[4:12] != xxhash.xxh3_64_digest(blob[12:]):
-            raise CorruptDelta(f"the checksum of this delta of {len(blob)} bytes does not match")
         try:
-            wire = msgspec.msgpack.decode(zlib.decompress(blob[12:]), type=_Wire)
+            wire = unseal(_LETTERS, blob, _Wire)
             ids = np.frombuffer(wire.ids, np.uint64)
             delta = Delta(
                 ids,
@@ -142,7 +136,7 @@ class Delta:
                 if wire.dims
                 else np.zeros((0, 0), np.int16),
             )
-        except (zlib.error, msgspec.MsgspecError, ValueError) as error:
+        except ValueError as error:
             raise CorruptDelta(f"this delta cannot be read: {error}") from error
         delta._check()
         return delta

@@ -55,10 +55,6 @@ def level(attribute: str, value: str) -> int:
     return int(xxhash.xxh3_64_intdigest(text) & 0x7FFFFFFF) or 1
 
 
-def page_level(url_id: int) -> int:
-    return (url_id & 0x7FFFFFFF) or 1
-
-
 def url_parts(url: str) -> tuple[str, str]:
     """Host, and host with the first part of the path, of anything that is called a URL; both may be empty."""
     _, found, rest = url.partition("://")

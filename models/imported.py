@@ -6,21 +6,19 @@ raises. Directions are fixed point, as the model keeps them, so that the bytes a
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
+from models.envelope import seal, unseal
 from models.neighbours import ONE
 
 F32 = NDArray[np.float32]
 
-_MAGIC = b"U2V1"
-_LEVEL = 1  # of compression: names shrink to a third, directions hardly; more gains little
+_LETTERS = b"U2V1"
 
 
 class CorruptImport(ValueError):  # noqa: N818 - says what is wrong, as the other corrupt things do
@@ -54,20 +52,15 @@ class Imported:
         """Bytes for the store and for replicas."""
         fixed = np.rint(self.vectors * np.float32(ONE)).astype("<i2")
         names = [url.encode("utf-8", "surrogatepass") for url in self.urls]
-        body = zlib.compress(msgspec.msgpack.encode(_Wire(names, self.vectors.shape[1], fixed.tobytes())), _LEVEL)
-        return _MAGIC + xxhash.xxh3_64_digest(body) + body
+        return seal(_LETTERS, _Wire(names, self.vectors.shape[1], fixed.tobytes()))
 
     @staticmethod
     def decode(blob: bytes) -> Imported:
         """What was encoded. Raises CorruptImport on torn or foreign bytes."""
-        if blob[:4] != _MAGIC:
-            raise CorruptImport("these bytes are not imported vectors, or of another version")
-        if blob[4:12] != xxhash.xxh3_64_digest(blob[12:]):
-            raise CorruptImport(f"the checksum of these {len(blob)} bytes does not match: they are torn or damaged")
         try:
-            wire = msgspec.msgpack.decode(zlib.decompress(blob[12:]), type=_Wire)
+            wire = unseal(_LETTERS, blob, _Wire)
             fixed = np.frombuffer(wire.directions, "<i2").reshape(len(wire.urls), wire.dims)
             urls = [url.decode("utf-8", "surrogatepass") for url in wire.urls]
-        except (zlib.error, msgspec.MsgspecError, ValueError) as error:
+        except ValueError as error:
             raise CorruptImport(f"these imported vectors cannot be read: {error}") from error
         return Imported(urls, fixed.astype(np.float32) / np.float32(ONE))

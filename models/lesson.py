@@ -7,21 +7,19 @@ lesson, or raises.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
+from models.envelope import seal, unseal
 from models.visits import RECENT, VisitContext
 
-_MAGIC = b"U2L3"
+_LETTERS = b"U2L3"
 WHOLE = 65_536  # a weight of 1: an integer on the wire, so that a lesson is the same bits wherever it is learned
 _TITLE = 256  # characters of a title that are of use
-_LEVEL = 1  # of compression: a fifth of the bytes for a millisecond a thousand visits and examples; more gains little
 _PAD: tuple[tuple[int, ...], ...] = tuple((0,) * k for k in range(RECENT + 1))
 
 
@@ -131,43 +129,32 @@ class Lesson:
         """Bytes for the store and for replicas; small once `learn` has dropped the names everybody knows."""
         every = np.concatenate([self.steps.url[:, None], self.steps.recent], axis=1)
         ids, index = np.unique(every, return_inverse=True)
-        body = zlib.compress(
-            msgspec.msgpack.encode(
-                _Wire(
-                    ids.tobytes(),
-                    index.astype(np.uint32).tobytes(),
-                    self.steps.repeat.tobytes(),
-                    {k: _bytes(url) for k, url in self.names.items()},
-                    {k: _bytes(title) for k, title in self.titles.items() if k in self.names},
-                    self.tasks,
-                    self.features,
-                    self.examples.tobytes(),
-                    self.trained_through_ms,
-                    self.clock_ms,
-                )
-            ),
-            _LEVEL,
+        wire = _Wire(
+            ids.tobytes(),
+            index.astype(np.uint32).tobytes(),
+            self.steps.repeat.tobytes(),
+            {k: _bytes(url) for k, url in self.names.items()},
+            {k: _bytes(title) for k, title in self.titles.items() if k in self.names},
+            self.tasks,
+            self.features,
+            self.examples.tobytes(),
+            self.trained_through_ms,
+            self.clock_ms,
         )
-        return _MAGIC + xxhash.xxh3_64_digest(body) + body
+        return seal(_LETTERS, wire)
 
     @staticmethod
     def decode(blob: bytes) -> Lesson:
         """The lesson that was encoded. Raises CorruptLesson on torn or foreign bytes."""
-        if blob[:4] != _MAGIC:
-            raise CorruptLesson("these bytes are not a lesson, or of another version")
-        if blob[4:12] != xxhash.xxh3_64_digest(blob[12:]):
-            raise CorruptLesson(
-                f"the checksum of this lesson of {len(blob)} bytes does not match: it is torn or damaged"
-            )
         try:
-            wire = msgspec.msgpack.decode(zlib.decompress(blob[12:]), type=_Wire)
+            wire = unseal(_LETTERS, blob, _Wire)
             repeat = np.frombuffer(wire.repeat, np.uint8).astype(np.bool_)
             index = np.frombuffer(wire.index, np.uint32).reshape(len(repeat), 1 + RECENT)
             every = np.frombuffer(wire.ids, np.uint64)[index]
             examples = np.frombuffer(wire.examples, np.uint32).reshape(-1, 4).copy()
             names = {k: _text(url) for k, url in wire.names.items()}
             titles = {k: _text(title) for k, title in wire.titles.items()}
-        except (zlib.error, msgspec.MsgspecError, ValueError, IndexError) as error:
+        except (ValueError, IndexError) as error:
             raise CorruptLesson(f"this lesson cannot be read: {error}") from error
         if len(examples) and (
             examples[:, 0].max() >= len(wire.tasks)

@@ -244,7 +244,7 @@ class Factors:
         for percent in sorted({*watch.at, 100}):
             cost = Cost(corpus.visits_in(percent))
             vectors = self._factors(corpus, percent, cost)
-            watch.judge(percent, lambda urls, vectors=vectors: vectors[urls])  # type: ignore[misc]
+            watch.judge(percent, vectors.__getitem__)
         return cost
 
     def _factors(self, corpus: Corpus, percent: int, cost: Cost) -> F32:
