@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from models.alignment import turned
 from models.settings import ModelSettings
 from models.url2vec import URL2Vec
 from tests.unit.test_models_exchange import same_topic, sessions
@@ -41,6 +42,25 @@ def test_an_import_in_another_basis_is_turned_onto_what_was_learned_and_fades() 
     for model in (alone, warm):
         model.learn_many(sessions(4, 4_000))
     assert same_topic(warm) > 0.9
+
+
+def test_pages_known_here_and_pages_imported_from_another_basis_end_in_one_space() -> None:
+    urls, vectors = exported(taught(1, 2_000))
+    # Half of the pages are so well known here that the import hardly moves them; of the others nothing is known.
+    known = [[url for url in walk if int(url.rsplit("/", 1)[1]) < 10] for walk in sessions(2, 20_000)]
+    model = URL2Vec(SETTINGS).learn_many(known)
+    model.warm_start(urls, vectors @ rotation(3))
+    for topic in range(12):
+        near = [url for url, _ in model.most_similar(f"/{topic}/1", k=15)]
+        assert sum(url.split("/")[1] == str(topic) for url in near) >= 13
+        assert any(int(url.split("/")[2]) >= 10 for url in near), "no imported page is near to a known one"
+
+
+def test_vectors_are_turned_by_the_pairs_and_left_alone_where_these_are_too_few() -> None:
+    mine = np.random.default_rng(7).standard_normal((40, 16)).astype(np.float32)
+    turn = rotation(8)
+    assert turned(mine @ turn, mine[:30], mine[:30] @ turn, np.ones(30)) == pytest.approx(mine, abs=1e-4)
+    assert np.array_equal(turned(mine @ turn, mine[:15], mine[:15] @ turn, np.ones(15)), mine @ turn)
 
 
 def test_what_the_stream_teaches_wins_over_a_wrong_import() -> None:
