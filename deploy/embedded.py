@@ -38,6 +38,7 @@ START_LIMIT_S = 20.0  # both answer within 0.2 s on an idle machine; a busy one 
 STOP_LIMIT_S = 5.0
 ATTEMPTS = 5  # a port found free may be taken before the server binds it; five in a row is no accident
 POLL_S = 0.02
+LOCK_LIMIT_S = 3.0  # a server killed a moment ago holds its folder until its last thread is gone
 ANSWER_LIMIT_S = 1.0  # of one question; when the wrong program holds the port, the child's death waits this long
 
 
@@ -263,15 +264,25 @@ def _owned(data_dir: Path) -> Iterator[int]:
     """A lock on the folder, which the server inherits: it is free again when the server is gone, not before. Two
     servers appending to one file would leave neither's data."""
     descriptor = os.open(data_dir / "in-use", os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + LOCK_LIMIT_S
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not _locks(descriptor):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"the data folder {data_dir} is in use by another url2vec; choose another with --data-dir"
+                )
+            time.sleep(POLL_S)
         yield descriptor
-    except BlockingIOError:
-        raise ConfigError(
-            f"the data folder {data_dir} is in use by another url2vec; choose another with --data-dir"
-        ) from None
     finally:
         os.close(descriptor)
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _broker_program() -> str:
