@@ -1,8 +1,15 @@
-"""The incremental classifier: hashed FTRL, live target counts and a small network, learning as examples arrive.
+"""The incremental classifier: several learners of different kinds, and a blend that trusts them by what they got right.
 
-It reads feature rows alone, so what it is taught is what was known when the visit was scored. Tables of levels are
-hashed: memory does not grow. A network step whose loss is not finite is skipped and counted; answers are always in
-[0, 1].
+    linear     hashed FTRL over the levels of all attributes and the last pages
+    newton     second-order logistic regression over numbers, cosines and live target counts (models.newton)
+    sequence   a Markov chain of the sessions with the outcome against one of those without (models.sequence)
+    network    torch, on top of the two first; its rival tries another course (models.race)
+    memory     the most similar remembered sessions (models.memory)
+    baseline   River's answer (models.baseline)
+
+It reads feature rows alone. What each expert says is written into the row when the visit is scored, and stays there until
+the label is known: all of them, the blend and the race are judged by what they said then. Tables of levels are hashed:
+memory does not grow. Answers are always finite.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,15 +17,26 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from models.features import CATEGORIES, COSINES, NUMBERS
-from models.hashed import add_counts, descend_rows, ftrl_learn, ftrl_logits, read_counts, read_rows
-from models.network import Network
+from models.baseline import Baseline
+from models.blend import Blend
+from models.dense import TASK_WIDTH, dense, of_task
+from models.features import CATEGORIES, EXPERTS
+from models.hashed import add_counts, ftrl_learn, ftrl_logits, read_counts
+from models.memory import Memory
+from models.newton import Newton
+from models.race import Race
+from models.sequence import Sequence
 from models.settings import ModelSettings
+from models.sparse import sparse, under, unsparse
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 Rows = NDArray[np.void]
-_LIMIT = 5.0  # standard deviations beyond which an input says no more
+_LIMIT = 12.0  # a logit beyond it is a figure of speech
+_SEQUENCE_BITS = 16
+_MEASURED = ("numbers", "cosines", "counts")
+_AT = {name: k for k, name in enumerate(EXPERTS)}
 
 
 class Classifier:
@@ -26,119 +44,126 @@ class Classifier:
 
     def __init__(self, settings: ModelSettings, tasks: int) -> None:
         self._settings, self._tasks = settings, tasks
-        rows, embeddings = 1 << settings.table_bits, 1 << settings.embedding_bits
+        rows = 1 << settings.table_bits
         self._z: F32 = np.zeros((tasks, rows), np.float32)
         self._n: F32 = np.zeros((tasks, rows), np.float32)
         self._bias: F32 = np.zeros((tasks, 2), np.float32)
         self._positive: F32 = np.zeros((tasks, rows), np.float32)
         self._seen: F32 = np.zeros((tasks, rows), np.float32)
         self._totals = np.zeros((tasks, 2))
-        self._levels: F32 = np.zeros((embeddings, settings.embedding), np.float32)  # zero: an unseen level says nothing
-        self._level_squares: F32 = np.zeros(embeddings, np.float32)
-        self._pages: F32 = np.zeros((embeddings, settings.page_embedding), np.float32)
-        self._page_squares: F32 = np.zeros(embeddings, np.float32)
-        self._width = NUMBERS + COSINES + CATEGORIES * tasks * 2
-        self._moments = np.zeros((3, self._width))  # n, Σ x, Σ x² of each input, over examples learned
-        self._network = Network(settings, tasks, self._width + tasks)
+        self.newton = [Newton(TASK_WIDTH) for _ in range(tasks)]
+        self._sequence = Sequence(tasks, _SEQUENCE_BITS)
+        self.race = Race(settings, tasks)
+        self.memory = Memory(settings, tasks)
+        self.baseline = Baseline(settings, tasks)
+        self.blend = Blend(tasks)
         self.examples = 0
-        self.skipped_steps = 0  # network steps refused because their loss was not finite
+        self.damaged = 0  # rows not learned from: what was measured in them is not finite
 
-    def fill_counts(self, rows: Rows) -> None:
-        """Write the live target counts, as they are now, into new feature rows."""
-        counts = np.empty((len(rows), CATEGORIES, self._tasks, 2), np.float32)
-        read_counts(np.ascontiguousarray(rows["levels"]), self._positive, self._seen, self._totals, counts)
-        rows["counts"] = counts
+    @property
+    def skipped_steps(self) -> int:
+        """Steps refused because they were not finite."""
+        return self.race.skipped_steps + sum(newton.refused for newton in self.newton)
 
-    def _inputs(self, rows: Rows) -> tuple[I32, I32, F32, F32]:
-        """levels (B, A), pages (B, P), standardised numbers (B, width + T), FTRL's logits (B, T)."""
-        levels, pages = np.ascontiguousarray(rows["levels"]), np.ascontiguousarray(rows["pages"])
-        linear = np.empty((len(rows), self._tasks), np.float32)
-        ftrl_logits(np.concatenate([levels, pages[:, 1:]], axis=1), self._z, self._n, self._bias, linear)
-        n = np.maximum(self._moments[0], 1)
-        mean = self._moments[1] / n
-        spread = np.sqrt(np.maximum(self._moments[2] / n - mean**2, 1e-6))
-        x = np.clip((self._raw(rows) - mean) / spread, -_LIMIT, _LIMIT).astype(np.float32)
-        return levels, pages, np.concatenate([x, np.clip(linear, -_LIMIT, _LIMIT)], axis=1), linear
-
-    def _raw(self, rows: Rows) -> F32:
-        flat = rows["counts"].reshape(len(rows), CATEGORIES * self._tasks * 2)
-        raw = np.concatenate([rows["numbers"], rows["cosines"], flat], axis=1, dtype=np.float32)
-        return np.clip(np.nan_to_num(raw), -1e4, 1e4)  # logarithms all: a larger one could only be damage
-
-    def _embed(self, levels: I32, pages: I32) -> tuple[F32, F32]:
-        a = np.empty((*levels.shape, self._settings.embedding), np.float32)
-        p = np.empty((*pages.shape, self._settings.page_embedding), np.float32)
-        read_rows(levels, self._levels, a)
-        read_rows(pages, self._pages, p)
-        return a, p
-
-    def score(self, rows: Rows) -> F32:
-        """(B, T) probabilities."""
+    def score(self, rows: Rows) -> tuple[F32, F32]:
+        """(B, T) probabilities: the blend's and the baseline's. Fills the rows' `counts`, `experts`, `generation`."""
+        shape = len(rows), self._tasks
         if not len(rows) or not self._tasks:
-            return np.zeros((len(rows), self._tasks), np.float32)
-        levels, pages, x, linear = self._inputs(rows)
-        a, p = self._embed(levels, pages)
-        logits = self._network.score(a, p, pages == 0, x, linear).astype(np.float64)
-        logits = np.where(np.isfinite(logits), logits, linear)  # a broken network leaves the linear learner's answer
-        return (1 / (1 + np.exp(-np.clip(logits, -30, 30)))).astype(np.float32)
+            return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        levels, pages = np.ascontiguousarray(rows["levels"]), np.ascontiguousarray(rows["pages"])
+        counts = np.empty((len(rows), CATEGORIES, self._tasks, 2), np.float32)
+        read_counts(levels, self._positive, self._seen, self._totals, counts)
+        rows["counts"], rows["generation"] = counts, self.race.generation
+        raw = dense(rows, self._settings.vectors)
+        linear = np.empty(shape, np.float32)
+        ftrl_logits(np.concatenate([levels, pages[:, 1:]], axis=1), self._z, self._n, self._bias, linear)
+        baseline = self.baseline.score(rows)
+        self._say(rows, "linear", linear)
+        self._say(rows, "newton", np.stack([n.score(of_task(raw, t)) for t, n in enumerate(self.newton)], axis=1))
+        self._say(rows, "sequence", self._sequence.score(pages))
+        networks = self.race.score(rows)
+        self._say(rows, "network", networks[:, :, 0])
+        self._say(rows, "rival", networks[:, :, 1])
+        self._say(rows, "memory", self.memory.score(rows) + self.memory.prior)
+        self._say(rows, "baseline", baseline)
+        self._say(rows, "blend", self.blend.score(rows["experts"]))
+        return _chance(rows["experts"][:, :, _AT["blend"]]), _chance(baseline)
 
-    def learn(self, rows: Rows, task: NDArray[np.int32], label: F32, weight: F32 | None = None) -> None:
-        """Learn from m examples: their rows, index of the task, label 0 or 1, and weight (1 where none is given)."""
-        weight = np.ones(len(rows), np.float32) if weight is None else weight
+    @staticmethod
+    def _say(rows: Rows, expert: str, logits: F32 | F64) -> None:
+        """An expert's answers; one that is not a number stays none."""
+        rows["experts"][:, :, _AT[expert]] = np.clip(logits, -_LIMIT, _LIMIT)
+
+    def learn(self, rows: Rows, fates: F64, boost: float = 1.0) -> None:
+        """Learn from m examples. fates (m, 6): task, label 0 or 1, weight, steps, wait_ms, action (`lesson.Example`; -1 where
+        not known). `boost` lengthens the networks' steps."""
+        sound = np.ones(len(rows), np.bool_)
+        for name in _MEASURED:
+            sound &= np.isfinite(rows[name]).all(axis=tuple(range(1, rows[name].ndim)))
+        self.damaged += int((~sound).sum())
+        rows, fates = rows[sound], fates[sound]
         for chunk in _chunks(len(rows), self._settings.chunk):
-            self._learn_chunk(rows[chunk], task[chunk], label[chunk], weight[chunk])
+            self._learn_chunk(rows[chunk], fates[chunk], boost)
 
-    def _learn_chunk(self, rows: Rows, task: NDArray[np.int32], label: F32, weight: F32) -> None:
-        raw = self._raw(rows).astype(np.float64)
-        self._moments += np.stack([np.full(self._width, len(rows)), raw.sum(axis=0), (raw**2).sum(axis=0)])
-        levels, pages, x, linear = self._inputs(rows)
-        a, p = self._embed(levels, pages)
-        gradients = self._network.learn(a, p, pages == 0, x, linear, task.astype(np.int64), label, weight)
-        if gradients is None:
-            self.skipped_steps += 1
-        else:
-            rate = self._settings.table_rate
-            descend_rows(levels, gradients[0], self._levels, self._level_squares, rate)
-            descend_rows(pages, gradients[1], self._pages, self._page_squares, rate)
+    def _learn_chunk(self, rows: Rows, fates: F64, boost: float) -> None:
+        task, (label, weight) = fates[:, 0].astype(np.int32), fates[:, 1:3].T.astype(np.float32).copy()
+        levels, pages = np.ascontiguousarray(rows["levels"]), np.ascontiguousarray(rows["pages"])
+        raw = dense(rows, self._settings.vectors)
+        for t, newton in enumerate(self.newton):
+            own = task == t
+            if own.any():
+                newton.learn(of_task(raw[own], t), label[own], weight[own])
+                self.blend.learn(rows["experts"][own, t], t, label[own], weight[own])
+        self.race.learn(rows, fates, boost)
         ftrl_learn(np.concatenate([levels, pages[:, 1:]], axis=1), task, label, weight, self._z, self._n, self._bias)
+        self._sequence.learn(pages, task, label, weight)
+        self.memory.learn(rows, task, label, weight)
+        self.baseline.learn(rows, task, label, weight)
         add_counts(levels, task, label, weight, self._positive, self._seen, self._totals)
         self.examples += len(rows)
 
-    def _tables(self) -> dict[str, NDArray[np.generic]]:
+    def shake(self, task: int, factor: float) -> None:
+        """The stream has changed: believe less of what was."""
+        self.newton[task].shake(factor)
+        self.blend.shake(task, factor)
+
+    def _tables(self) -> dict[str, F32]:
         return {
-            "z": self._z,
-            "n": self._n,
-            "positive": self._positive,
-            "seen": self._seen,
-            "levels": self._levels,
-            "level_squares": self._level_squares,
-            "pages": self._pages,
-            "page_squares": self._page_squares,
+            "z": self._z, "n": self._n, "positive": self._positive, "seen": self._seen
+        } | {f"sequence.{name}": table for name, table in self._sequence.tables().items()}  # fmt: skip
+
+    def _parts(self) -> dict[str, Newton | Race | Memory | Baseline | Blend]:
+        newtons: dict[str, Newton | Race | Memory | Baseline | Blend] = {
+            f"newton{t}.": newton for t, newton in enumerate(self.newton)
         }
+        return newtons | {
+            "race.": self.race, "memory.": self.memory, "baseline.": self.baseline, "blend.": self.blend
+        }  # fmt: skip
 
     def state(self) -> dict[str, NDArray[np.generic]]:
-        """Arrays from which `load` makes an equal classifier. Of the hashed tables only what is not zero."""
+        """Arrays from which `load` makes an equal classifier."""
         out: dict[str, NDArray[np.generic]] = {
             "bias": self._bias,
             "totals": self._totals,
-            "moments": self._moments,
-            "counters": np.array([self.examples, self.skipped_steps], np.int64),
+            "counters": np.array([self.examples, self.damaged], np.int64),
         }
-        for name, table in self._tables().items():
-            at = np.flatnonzero(table)
-            out[f"{name}.at"], out[f"{name}.values"] = at.astype(np.int32), table.reshape(-1)[at]
-        return out | {f"network.{key}": value for key, value in self._network.state().items()}
+        out |= sparse(self._tables())
+        for prefix, part in self._parts().items():
+            out |= {prefix + name: array for name, array in part.state().items()}
+        return out
 
     def load(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take over a saved state. Raises ValueError, IndexError, RuntimeError or KeyError where it does not fit."""
-        self._bias[:], self._totals[:], self._moments[:] = state["bias"], state["totals"], state["moments"]
-        self.examples, self.skipped_steps = (int(x) for x in state["counters"])
-        for name, table in self._tables().items():
-            flat = table.reshape(-1)
-            flat[:] = 0
-            flat[state[f"{name}.at"].astype(np.int64)] = state[f"{name}.values"]
-        prefix = "network."
-        self._network.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        self._bias[:], self._totals[:] = state["bias"], state["totals"]
+        self.examples, self.damaged = (int(x) for x in state["counters"])
+        unsparse(self._tables(), state)
+        for prefix, part in self._parts().items():
+            part.load(under(prefix, state))
+
+
+def _chance(logits: F32 | F64) -> F32:
+    x = np.clip(np.nan_to_num(logits.astype(np.float64)), -_LIMIT, _LIMIT)
+    return (1 / (1 + np.exp(-x))).astype(np.float32)
 
 
 def _chunks(n: int, size: int) -> Iterator[slice]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
 SOURCES = Path(__file__).parent
@@ -45,3 +46,16 @@ def mix(x: np.uint64) -> np.uint64:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def mix_many(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`mix` of each."""
+    out = np.empty_like(x)
+    _mix_all(x, out)
+    return out
+
+
+@kernel
+def _mix_all(x: NDArray[np.uint64], out: NDArray[np.uint64]) -> None:
+    for k in range(len(x)):
+        out[k] = mix(x[k])

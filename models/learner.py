@@ -7,27 +7,31 @@ thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.baseline import Baseline
 from models.classifier import Classifier
-from models.counts import F32, I32
-from models.features import Features, layout_mark, parse
-from models.lesson import WHOLE, CorruptLesson, Example, Lesson, Steps
+from models.counts import F32, F64, I32
+from models.drift import BOOST, Drift
+from models.features import EXPERTS, Features, layout_mark, parse
+from models.insight import Drifts, Insight, Racing
+from models.lesson import UNKNOWN, WHOLE, CorruptLesson, Example, Lesson, Steps
 from models.next_url import NextUrls
+from models.novelty import Novelty
+from models.progressive import log_loss
 from models.settings import ModelSettings
 from models.snapshot import CorruptSnapshot, pack, unpack
+from models.sparse import under
 from models.url2vec import URL2Vec
 from models.visits import VisitContext, url_identity
 
 __all__ = ["CorruptLesson", "CorruptSnapshot", "Example", "Learner", "Lesson", "Scored"]
 
-_TYPICAL_BITS = 12.0  # of surprise at a step; there novelty is one half
+_BLEND, _BASELINE = EXPERTS.index("blend"), EXPERTS.index("baseline")
 
 
 @dataclass
@@ -38,7 +42,7 @@ class Scored:
     probability: F32  # (n, T)
     baseline: F32  # (n, T), River's
     next_urls: list[list[tuple[str, float]]]  # at most 10 each, best first, with their probability; may be empty
-    novelty: F32  # (n,) in [0, 1), higher is stranger
+    novelty: F32  # (n,) share of recent visits that surprised less
     new_url: NDArray[np.bool_]  # (n,)
     ranks: NDArray[np.int8]  # (n, 3) of this URL in what was proposed before it, for `models.ranking`
 
@@ -54,11 +58,21 @@ class Learner:
         self.trained_through_ms = 0  # event time of the newest thing it learned from
         self.foreign_examples = 0  # not learned from: of a task or a row layout that is not known here
         self._features = Features(settings, len(self.tasks))
-        self._urls, self._next, self._classifier, self._baseline = self._untaught()
+        self._urls, self._next, self._novelty, self._classifier, self._drift = self._untaught()
 
-    def _untaught(self) -> tuple[URL2Vec, NextUrls, Classifier, Baseline]:
+    def _untaught(self) -> tuple[URL2Vec, NextUrls, Novelty, Classifier, Drift]:
         s, tasks = self.settings, len(self.tasks)
-        return URL2Vec(s), NextUrls(s.dims), Classifier(s, tasks), Baseline(s, tasks)
+        return URL2Vec(s), NextUrls(s.dims), Novelty(), Classifier(s, tasks), Drift(tasks)
+
+    @property
+    def features(self) -> Features:
+        """Makes the rows."""
+        return self._features
+
+    @property
+    def classifier(self) -> Classifier:
+        """Answers the questions."""
+        return self._classifier
 
     @property
     def row_layout(self) -> np.dtype[np.void]:
@@ -89,17 +103,19 @@ class Learner:
         """Answer for visits of any partitions; all from the model as it is now."""
         steps = Steps.of(visits)
         rows = self._features.rows(visits, steps, self._urls)
-        self._classifier.fill_counts(rows)
+        probability, baseline = self._classifier.score(rows)
         found, recent = self._urls.vocabulary.find(steps.url), self._urls.vocabulary.find(steps.recent)
         stepped = (steps.recent[:, 0] != 0) & ~steps.repeat
         ranks, foreseen = self._next.rank(found, recent, stepped, self._urls)
+        names = {visit.url_id: visit.url for visit in visits}
+        surprise = self._novelty.surprise(steps, found, recent, foreseen, self._urls, names)
         size, whole = rows.dtype.itemsize, rows.tobytes()
         return Scored(
             [whole[k * size : (k + 1) * size] for k in range(len(visits))],
-            self._classifier.score(rows),
-            self._baseline.score(rows),
+            probability,
+            baseline,
             self._next_urls(found, recent),
-            self._novelty(found, stepped, foreseen),
+            self._novelty.calibrated(surprise.bits),
             (found < 0) & np.array([v.teaches or v.repeat for v in visits], np.bool_),
             ranks,
         )
@@ -112,23 +128,25 @@ class Learner:
             for these, shares in zip(proposed.tolist(), share.tolist(), strict=True)
         ]
 
-    def _novelty(self, found: I32, stepped: NDArray[np.bool_], foreseen: F32) -> F32:
-        """Surprise at the step, −log2 p, squashed into [0, 1); of a first visit, at the URL as such."""
-        p = np.where(stepped, foreseen, self._urls.popularity(found))
-        bits = -np.log2(np.clip(p, 1e-9, 1.0))
-        novelty: F32 = (bits / (bits + _TYPICAL_BITS)).astype(np.float32)
-        return novelty
-
     def learn(self, lesson: Lesson) -> None:
         """Take one step. Drops from `lesson.names` what was known here already: what is left is what replicas need."""
-        urls, steps = self._urls, lesson.steps
-        self._next.learn(urls.vocabulary.find(steps.url), urls.vocabulary.find(steps.recent), steps.repeat, urls)
-        lesson.names = urls.learn(steps, lesson.names, lesson.clock_ms, lesson.titles)
-        self._next.notice(urls.vocabulary.find(steps.url), urls)
+        if len(lesson.steps.url):
+            self._learn_visits(lesson)
         if len(lesson.examples):
             self._learn_examples(lesson)
         self.step += 1
         self.trained_through_ms = max(self.trained_through_ms, lesson.trained_through_ms)
+
+    def _learn_visits(self, lesson: Lesson) -> None:
+        urls, steps = self._urls, lesson.steps
+        found, recent = urls.vocabulary.find(steps.url), urls.vocabulary.find(steps.recent)
+        taken = self._novelty.sample(steps)
+        _, foreseen = self._next.rank(found, recent, (steps.recent[:, 0] != 0) & ~steps.repeat & taken, urls)
+        surprise = self._novelty.surprise(steps, found, recent, foreseen, urls, lesson.names)
+        self._next.learn(found, recent, steps.repeat, urls)
+        lesson.names = urls.learn(steps, lesson.names, lesson.clock_ms, lesson.titles)
+        self._next.notice(urls.vocabulary.find(steps.url), urls)
+        self._novelty.learn(steps, surprise, taken, lesson.names)
 
     def warm_start(self, urls: Sequence[str], vectors: F32) -> int:
         """Take over vectors (n, dims) from elsewhere, as `URL2Vec.warm_start`; returns how many. Raises ValueError."""
@@ -142,16 +160,37 @@ class Learner:
         self.foreign_examples += int((~known).sum())
         place = np.cumsum(fits) - 1  # of a blob among those parsed
         rows = parsed[place[lesson.examples[known, 1]]]
-        label = lesson.examples[known, 2].astype(np.float32)
-        weight = (lesson.examples[known, 3] / WHOLE).astype(np.float32)
-        self._classifier.learn(rows, task[known], label, weight)
-        self._baseline.learn(rows, task[known], label, weight)
+        fates = np.where(lesson.examples == UNKNOWN, -1.0, lesson.examples.astype(np.float64))[known, 1:]
+        fates[:, 0], fates[:, 2] = task[known], fates[:, 2] / WHOLE
+        self._classifier.learn(rows, fates, self._heed(rows, fates))
+
+    def _heed(self, rows: NDArray[np.void], fates: F64) -> float:
+        """Watch the losses of what was answered; where ours has risen, believe less of what was, and learn faster."""
+        task = fates[:, 0].astype(np.int32)
+        said = rows["experts"][np.arange(len(rows)), task].astype(np.float64)
+        losses = [log_loss(said[:, who], fates[:, 1]) for who in (_BLEND, _BASELINE)]
+        for t in np.flatnonzero(self._drift.learn(task, *losses)).tolist():
+            self._classifier.shake(t, BOOST)
+        return max((self._drift.boost(t) for t in range(len(self.tasks))), default=1.0)
+
+    def insight(self) -> Insight:
+        """What it can say of itself beyond its scores."""
+        classifier, course = self._classifier, self._classifier.race.course
+        return Insight(
+            drift={
+                task: Drifts(*self._drift.counted(t), self._drift.since(t), round(self._drift.boost(t), 3))
+                for t, task in enumerate(self.tasks)
+            },
+            experts={task: classifier.blend.weights(t) for t, task in enumerate(self.tasks)},
+            racing={"": Racing(course["learning_rate"], int(course["replay"]), course["auxiliary"])},
+            memory=int(classifier.memory.remembered.sum()),
+        )
 
     def snapshot(self) -> bytes:
         """The whole model as bytes, for `restore`."""
         parts = {
             "urls": self._urls.state(), "next": self._next.state(), "classifier": self._classifier.state(),
-            "baseline": self._baseline.state(),
+            "novelty": self._novelty.state(), "drift": self._drift.state(),
         }  # fmt: skip
         arrays = {f"{part}.{name}": array for part, state in parts.items() for name, array in state.items()}
         counters = {"step": self.step, "through": self.trained_through_ms, "foreign": self.foreign_examples}
@@ -171,6 +210,10 @@ class Learner:
             "embedding",
             "page_embedding",
             "hidden",
+            "sub_net",
+            "sub_nets",
+            "sequence",
+            "optimiser",
         )
         return {name: facts[name] for name in names} | {
             "tasks": list(self.tasks),
@@ -183,16 +226,18 @@ class Learner:
         for name, mine in self._identity().items():
             if about.get(name) != mine:
                 raise CorruptSnapshot(f"this snapshot has {name} = {about.get(name)!r}, this model {mine!r}")
-        urls, following, classifier, baseline = self._untaught()
+        urls, following, novelty, classifier, drift = self._untaught()
         try:
-            urls.load(_under("urls.", arrays))
-            following.load(_under("next.", arrays), urls.vocabulary.count)
-            classifier.load(_under("classifier.", arrays))
-            baseline.load(_under("baseline.", arrays))
+            urls.load(under("urls.", arrays))
+            following.load(under("next.", arrays), urls.vocabulary.count)
+            novelty.load(under("novelty.", arrays))
+            classifier.load(under("classifier.", arrays))
+            drift.load(under("drift.", arrays))
             step, through, foreign = int(about["step"]), int(about["through"]), int(about["foreign"])
         except (ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
             raise CorruptSnapshot(f"this snapshot does not fit this model: {error}") from error
-        self._urls, self._next, self._classifier, self._baseline = urls, following, classifier, baseline
+        self._urls, self._next, self._novelty = urls, following, novelty
+        self._classifier, self._drift = classifier, drift
         self.step, self.trained_through_ms, self.foreign_examples = step, through, foreign
 
     def knows(self, url: str) -> bool:
@@ -227,10 +272,6 @@ class Learner:
             other.learn(Lesson.decode(Lesson.of(visits, examples, 1).encode()))
         other.restore(other.snapshot())
         other.nearest(visits[0].url, 1)
-
-
-def _under(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _visit(k: int) -> VisitContext:

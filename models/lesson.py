@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from models.envelope import seal, unseal
 from models.visits import RECENT, VisitContext
 
-_LETTERS = b"U2L3"
+_LETTERS = b"U2L4"
 WHOLE = 65_536  # a weight of 1: an integer on the wire, so that a lesson is the same bits wherever it is learned
+UNKNOWN = 0xFFFFFFFF  # what -1 is on the wire
+_COLUMNS = 7
 _TITLE = 256  # characters of a title that are of use
 _PAD: tuple[tuple[int, ...], ...] = tuple((0,) * k for k in range(RECENT + 1))
 
@@ -35,6 +37,10 @@ class Example:
     features: bytes
     label: bool
     weight: float = 1.0  # in (0, 1]: less where answers of this kind come sooner than the others
+    # What came after the visit, read by the time its question was answered; -1 where it is not known.
+    steps: int = -1  # later visits of the session
+    wait_ms: int = -1  # event time to the next of them
+    action: int = -1  # which kind of event that was, a bucket from 1; 0 where none followed
 
 
 @dataclass(slots=True)
@@ -74,7 +80,7 @@ class _Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     titles: dict[int, bytes]
     tasks: list[str]
     features: list[bytes]
-    examples: bytes  # u32 (m, 4): task, features, label, weight
+    examples: bytes  # u32 (m, 7): task, features, label, weight, steps, wait, action
     trained_through_ms: int
     clock_ms: int
 
@@ -90,7 +96,8 @@ class Lesson:
     names: dict[int, str]  # url_id → url
     tasks: list[str]
     features: list[bytes]  # distinct rows
-    examples: NDArray[np.uint32]  # (m, 4): index into tasks, index into features, label 0 or 1, weight * WHOLE
+    # (m, 7): index into tasks, index into features, label 0 or 1, weight * WHOLE, and steps, wait_ms, action or UNKNOWN
+    examples: NDArray[np.uint32]
     trained_through_ms: int
     titles: dict[int, str] = field(default_factory=dict)  # url_id → title of a visit, of URLs in `names`
     clock_ms: int = 0  # the median event time of the visits, by which older ones are forgotten; 0 where there are none
@@ -111,6 +118,9 @@ class Lesson:
                 rows.setdefault(e.features, len(rows)),
                 int(e.label),
                 round(e.weight * WHOLE),
+                _later(e.steps),
+                _later(e.wait_ms),
+                _later(e.action),
             )
             for e in examples
         ]
@@ -119,7 +129,7 @@ class Lesson:
             {v.url_id: v.url for v in visits},
             list(tasks),
             list(rows),
-            np.array(table, np.uint32).reshape(-1, 4),
+            np.array(table, np.uint32).reshape(-1, _COLUMNS),
             trained_through_ms,
             {v.url_id: v.title[:_TITLE] for v in visits if v.title},
             _median([v.timestamp_ms for v in visits], now_ms),
@@ -151,7 +161,7 @@ class Lesson:
             repeat = np.frombuffer(wire.repeat, np.uint8).astype(np.bool_)
             index = np.frombuffer(wire.index, np.uint32).reshape(len(repeat), 1 + RECENT)
             every = np.frombuffer(wire.ids, np.uint64)[index]
-            examples = np.frombuffer(wire.examples, np.uint32).reshape(-1, 4).copy()
+            examples = np.frombuffer(wire.examples, np.uint32).reshape(-1, _COLUMNS).copy()
             names = {k: _text(url) for k, url in wire.names.items()}
             titles = {k: _text(title) for k, title in wire.titles.items()}
         except (ValueError, IndexError) as error:
@@ -165,6 +175,10 @@ class Lesson:
             raise CorruptLesson("an example of this lesson points to a task or a row that is not in it")
         steps = Steps(every[:, 0].copy(), every[:, 1:].copy(), repeat)
         return Lesson(steps, names, wire.tasks, wire.features, examples, wire.trained_through_ms, titles, wire.clock_ms)
+
+
+def _later(count: int) -> int:
+    return UNKNOWN if count < 0 else min(count, UNKNOWN - 1)
 
 
 def _bytes(text: str) -> bytes:

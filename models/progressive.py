@@ -1,7 +1,7 @@
 """Progressive metrics: every probability is judged once, by the label that came after it.
 
-`Progress` is additive: partitions and workers keep their own and merge them. AUC comes from histograms on the logit
-scale, within a few ten-thousandths of the exact one. numpy only.
+`Progress` is additive: partitions and workers keep their own and merge them. AUC and calibration come from histograms on
+the logit scale, within a few ten-thousandths of the exact ones. numpy only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 _BINS = 2048
 _REACH = 8.0  # logits beyond ±8 share the outermost bins
+_ECE_BINS = 15  # as Guo et al. 2017, "On Calibration of Modern Neural Networks"
 _FLOOR = 1e-7  # probabilities are kept this far from 0 and 1 before a logarithm
 
 
@@ -70,6 +71,26 @@ class Progress:
         """The baseline's."""
         return self._loss[1] / self.n if self.n else None
 
+    def ece(self) -> float | None:
+        """How far the model's probabilities are from the shares that came true: the expected calibration error, Σ over 15
+        equal bins of probability of share of the examples · |mean probability − share of positives|; None before the first."""
+        return self._ece(self._histogram[0])
+
+    def baseline_ece(self) -> float | None:
+        """The baseline's."""
+        return self._ece(self._histogram[1])
+
+    @staticmethod
+    def _ece(histogram: NDArray[np.int64]) -> float | None:
+        """An answer is taken for the middle of its cell, at most .001 away."""
+        n = int(histogram.sum())
+        if not n:
+            return None
+        probability = 1 / (1 + np.exp(-((np.arange(_BINS) + 0.5) / _BINS * 2 - 1) * _REACH))
+        over = histogram.sum(axis=0) * probability - histogram[1]  # expected positives beyond those that came
+        each = np.bincount((probability * _ECE_BINS).astype(np.int64), over, _ECE_BINS)
+        return float(np.abs(each).sum() / n)
+
     @staticmethod
     def _auc(histogram: NDArray[np.int64]) -> float | None:
         negative, positive = histogram.astype(np.float64)
@@ -102,3 +123,10 @@ class Progress:
             raise CorruptProgress(f"this record of progress cannot be read: {error}") from error
         out._loss = list(wire.losses)
         return out
+
+
+def log_loss(logit: NDArray[np.float64], label: NDArray[np.float64]) -> NDArray[np.float64]:
+    """−ln p of what happened, from logits and labels (n,); NaN where the logit is."""
+    with np.errstate(invalid="ignore"):
+        loss: NDArray[np.float64] = np.logaddexp(0, np.where(label > 0.5, -logit, logit))
+    return loss

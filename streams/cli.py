@@ -29,6 +29,7 @@ COMMANDS = {
     "tail": "streams.cli_tail",
     "nearest": "streams.cli_nearest",
     "analogy": "streams.cli_nearest",
+    "explain": "streams.cli_explain",
     "export": "streams.cli_vectors",
     "import": "streams.cli_vectors",
     "topics": "streams.cli_topics",

@@ -1,15 +1,16 @@
-"""`url2vec bench NAME`: the pipeline, its transport alone, or the vectors, beside their opponents on this machine."""
+"""`url2vec bench NAME`: the pipeline, its transport alone, the vectors, or the classifier, beside their opponents."""
 
 import os
 import signal
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
 
 from streams.console import Failed, options, out, print_json, prose
+from streams.settings import duration_ms
 
 _WIDTH = 140  # of the tables of vectors, on whatever terminal: cells cut short say nothing
 _STREAMS = (
@@ -39,6 +40,7 @@ def bench() -> None:
     Examples:
       url2vec bench pipeline --rounds 5
       url2vec bench embedding --quick
+      url2vec bench classifier --limit 60000 --ablations
     """
 
 
@@ -151,6 +153,103 @@ def embedding(
     asked += "".join(f" --slots {k}" for k in slots) + f" --batch {batch} --device {device}"
     said = [*(f"{sentence}." for sentence in missing), legend(asked, rounds, seed, batch, device)]
     out.print(" ".join(said), markup=False)
+
+
+@bench.command()
+@click.option(
+    "--log",
+    "path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="whose visits, in any format of `replay`; the bundled games by default",
+)
+@click.option(
+    "--task",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="continues, or an outcome in the log; `finished` for the bundled games, else continues",
+)
+@click.option("--horizon", default="30m", show_default=True, help="until when an outcome answers a visit")
+@click.option("--scope", type=click.Choice(["session", "visitor"]), default="session", show_default=True)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="visits; all by default")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of all that draws")
+@click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="records in a micro-batch")
+@click.option(
+    "--only", metavar="NAMES", help="by comma: ours, river, ftrl, lightgbm (these by default), forest, latent"
+)
+@click.option(
+    "--every", type=click.IntRange(100), multiple=True, default=(5_000, 20_000), show_default=True,
+    help="examples after which LightGBM is trained anew",
+)  # fmt: skip
+@click.option("--ablations", is_flag=True, help="also the classifier with one thing changed at a time")
+@click.option(
+    "--pipeline", is_flag=True, help="through a running broker, store and worker; beside the others with --only"
+)
+@click.option(
+    "--rate", type=click.FloatRange(min=1), metavar="N", help="visits a second of --pipeline; as fast as it goes"
+)
+@options("json", "debug")
+def classifier(
+    path: Path | None, names: tuple[str, ...], horizon: str, scope: Literal["session", "visitor"], limit: int | None,
+    seed: int, batch: int, only: str | None, every: tuple[int, ...], ablations: bool, pipeline: bool, rate: float | None,
+    as_json: bool, debug: bool,
+) -> None:  # fmt: skip
+    """The scores: how good, how calibrated, how fast, beside River, FTRL and LightGBM on the same stream.
+
+    A log goes through the pipeline's own steps in event time, in one process: outcomes are known only when they would
+    be, and everybody scores the same visits and learns the same examples at the same moments. LightGBM is not part
+    of an installation: pip install -e '.[bench]' adds it.
+
+    \b
+    Examples:
+      url2vec bench classifier --limit 60000
+      url2vec bench classifier --log deploy/data/apache_logs/access.log.gz --task continues
+      url2vec bench classifier --only ours --ablations
+      url2vec bench classifier --pipeline --rate 2000
+    """
+    signal.signal(signal.SIGTERM, _interrupted)
+    for library in ("OPENBLAS", "MKL", "OMP"):  # one thread for everybody; read when numpy is first imported
+        os.environ[f"{library}_NUM_THREADS"] = "1"
+    from streams.bench import classifier as bench_of
+    from streams.bench.classifier_opponents import DEFAULT, GROUPS
+    from streams.bench.classifier_report import legend, tables
+
+    chosen = [name.strip() for name in only.split(",")] if only is not None else [] if pipeline else list(DEFAULT)
+    if unknown := [name for name in chosen if name not in GROUPS]:
+        raise click.UsageError(f"{unknown[0]!r} is none of {', '.join(GROUPS)}")
+    command = _said(path, names, horizon, scope, limit, seed, batch, only, every, ablations, pipeline, rate)
+    asked = bench_of.Asked(
+        path, names, duration_ms(horizon), scope, limit, seed, batch, chosen, every, ablations, pipeline, rate
+    )
+    report = bench_of.run(asked, command, lambda sentence: prose.print(sentence, markup=False, soft_wrap=True))
+    if as_json:
+        print_json(report)
+        return
+    wide = Console(highlight=False, soft_wrap=True, width=max(out.width, _WIDTH))
+    for table in tables(report):
+        wide.print(table)
+        wide.print()
+    out.print(legend(report), markup=False)
+
+
+def _said(
+    path: Path | None, names: tuple[str, ...], horizon: str, scope: str, limit: int | None, seed: int, batch: int,
+    only: str | None, every: tuple[int, ...], ablations: bool, pipeline: bool, rate: float | None,
+) -> str:  # fmt: skip
+    """The command again, so that what it printed can be measured again."""
+    parts = ["url2vec bench classifier"]
+    parts += [f"--log {path}"] if path else []
+    parts += [f"--task {name}" for name in names]
+    parts += [f"--horizon {horizon}"] if horizon != "30m" else []
+    parts += [f"--scope {scope}"] if scope != "session" else []
+    parts += [f"--limit {limit}"] if limit else []
+    parts += [f"--seed {seed} --batch {batch}"]
+    parts += [f"--only {only}"] if only is not None else []
+    parts += [f"--every {n}" for n in every] if every != (5_000, 20_000) else []
+    parts += ["--ablations"] if ablations else []
+    parts += ["--pipeline"] if pipeline else []
+    parts += [f"--rate {rate:g}"] if rate else []
+    return " ".join(parts)
 
 
 def _interrupted(*_: object) -> None:

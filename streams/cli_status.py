@@ -2,10 +2,12 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 import click
 from rich.table import Table
 
+from models.insight import Drifts
 from models.ranking import WHO
 from streams.console import Failed, options, out, print_json
 from streams.errors import BrokerError, ConfigError, Stalled, StoreError
@@ -76,9 +78,36 @@ def table(found: Status, of_latency: str = "") -> Table:
             (f"AUC of {name}", f"{show(p.auc, 3)} network, {show(p.baseline_auc, 3)} River  ({p.examples:,} examples)")
         )
         rows.append((f"log-loss of {name}", f"{show(p.logloss, 3)} network, {show(p.baseline_logloss, 3)} River"))
+        rows.append((f"calibration error of {name}", f"{show(p.ece, 4)} network, {show(p.baseline_ece, 4)} River"))
+        if name in found.drift:
+            rows.append((f"drifts of {name}", drifts(found.drift[name])))
+        if found.experts.get(name):
+            rows.append((f"experts of {name}", experts(found.experts[name])))
+    for name, race in found.racing.items():
+        rows.append(
+            (
+                f"chosen for {name or 'all tasks'}",
+                f"learning rate {race.learning_rate:g}, each example again {race.replay}×",
+            )
+        )
+    if found.memory:
+        rows.append(("sessions remembered", show(found.memory)))
     for name, value in rows:
         grid.add_row(name, value)
     return grid
+
+
+def drifts(of: Drifts) -> str:
+    """How often the losses rose beyond chance, and what is done about it."""
+    ago = "" if of.examples_since is None else f"  (the last {of.examples_since:,} examples ago)"
+    faster = f", learning {of.boost:.1f}× faster" if of.boost >= 1.05 else ""
+    return f"{of.model} network, {of.baseline} River{ago}{faster}"
+
+
+def experts(weights: Mapping[str, float]) -> str:
+    """Weights in the answer, the heaviest first; those that say next to nothing are left out."""
+    kept = sorted(((name, weight) for name, weight in weights.items() if abs(weight) >= 0.005), key=lambda one: -one[1])
+    return ", ".join(f"{name} {weight:.2f}" for name, weight in kept) or "none"
 
 
 def next_url(found: Status) -> str:

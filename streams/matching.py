@@ -54,6 +54,7 @@ class Asked(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     features: bytes  # as they were when the visit was scored; empty once nothing is open
     open: dict[str, tuple[float, float]]  # task still unanswered -> (probability, baseline) given at the time
     late: bool  # was behind the watermark when it came
+    action: int = -1  # the kind of event that it was, a bucket from 1; -1 where it was written before this was kept
 
 
 class Heard(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -142,6 +143,19 @@ class Ledger(msgspec.Struct, array_like=True, tag=1, forbid_unknown_fields=True)
             if self.visits[i].session_id == session_id:
                 return self.visits[i]
         return None
+
+    def later(self, visit: Asked, until_ms: int) -> tuple[int, Asked | None]:
+        """How many visits of the same session follow one of these, up to `until_ms`, and the first that does."""
+        at = bisect_left(self.visits, visit.timestamp_ms, key=_TIME)
+        while self.visits[at] is not visit:
+            at += 1
+        count, first = 0, None
+        for i in range(at + 1, len(self.visits)):
+            if self.visits[i].timestamp_ms > until_ms:
+                break
+            if self.visits[i].session_id == visit.session_id:
+                count, first = count + 1, first or self.visits[i]
+        return count, first
 
     def last_ms(self, session_id: str, until_ms: int) -> int:
         """The last visit of a session, of those that came until `until_ms`. The caller knows that there is one."""

@@ -20,35 +20,37 @@
 
 Promise: as long as nothing is late, the set of (visit, task, label) and the counts depend on what each topic holds
 and on the order within each, never on how the two were interleaved, on when the watermark moved or `advance` was
-called, or on a reload from the store in between.
+called, or on which ledgers left memory, and came back from the store, in between.
 
-Memory: a visitor's record vanishes when the watermark has passed everything in it. A visitor with `max_asked` visits
-within the longest horizon (a crawler) is asked no more until they have passed: its visits are counted in `unasked`,
-still show that the session of the one before continued, and otherwise leave no trace. Not bounded here: the outcomes
-of one visitor within one horizon."""
+What came after a visit (`Settled.steps`, `wait_ms`, `action`) is said as far as it had been read when the pair was
+settled, of visits up to the deadline. So, nothing being late: where silence settled it, or `continues` is true, it
+depends on the visits topic alone. Where an outcome settled it, it depends also on how far the visits had been read by
+then and, of `action` 0 or -1, on where the watermark stood: on the interleaving. Never on a ledger's way through the
+store. Visits that were not asked (below) are not among them.
+
+Memory: a visitor's ledger vanishes when the watermark has passed everything in it, and may leave memory for the store
+before (`streams.pending`). A visitor with `max_asked` visits within the longest horizon (a crawler) is asked no more
+until they have passed: its visits are counted in `unasked`, still show that the session of the one before continued,
+and otherwise leave no trace. Not bounded here: the outcomes of one visitor within one horizon."""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from schemas.records import VisitOutcome
 from streams.matching import Answer, Asked, Heard, Ledger, Task, answer, first_answer
+from streams.pending import NEVER_MS, Pending
 
 __all__ = ["Counts", "OutcomeJoin", "Settled", "Task"]
-
-_NEVER_MS = -(2**63)  # before any watermark
 
 # A visitor's record is written whole whenever it changed: 1,000 visits of 250 bytes, twice a second, is what one
 # crawler may cost. People make fewer visits than that within any horizon.
 MAX_ASKED = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):  # a struct because it is made quickly, for it is made of every pair
     """The label of one visit for one task, with what was known and said when the visit was scored."""
 
     task: str
@@ -60,6 +62,12 @@ class Settled:
     known_ms: int  # event time of what decided: the outcome, the visit that followed, or the deadline
     event_id: str
     late: bool  # the visit came behind the watermark
+    # What came after the visit, up to its deadline, as far as it had been read: see above for what is promised of it.
+    steps: int = -1  # later visits of its session
+    wait_ms: int = -1  # event time to the next of them; -1 where there is none
+    action: int = (
+        -1
+    )  # what kind of event that one is; 0: none follows for certain; -1: one may, or its kind is not known
 
 
 class Counts(msgspec.Struct):
@@ -82,8 +90,9 @@ class Counts(msgspec.Struct):
 class OutcomeJoin:
     """Joins the outcomes of one partition to its visits, by the rules above.
 
-    Every call takes the watermark of the partition; one that goes back is ignored. Every call returns what it
-    settled, in an order that depends on nothing but the input. `counts` may be set, to go on from those in the store.
+    Every call takes the watermark of the partition; one that goes back is ignored, and one that is beyond what is known
+    of the ledgers outside memory (`pending.through_ms`) is followed only that far. Every call returns what it settled, in an
+    order that depends on nothing but the input. `counts` may be set, to go on from those in the store.
     """
 
     def __init__(self, tasks: Sequence[Task], session_gap_ms: int, max_asked: int = MAX_ASKED) -> None:
@@ -97,19 +106,16 @@ class OutcomeJoin:
         self._max_asked = max_asked
         self._gap_ms = session_gap_ms
         self._horizon_ms = {task.name: task.horizon_ms if task.outcomes else session_gap_ms for task in tasks}
+        self._silence_ms = {name: min(horizon_ms, session_gap_ms) for name, horizon_ms in self._horizon_ms.items()}
         self._awaiting = [task for task in tasks if task.outcomes]
+        self._of_sessions = {task.name for task in self._awaiting if task.scope == "session"}
         self._following = [task.name for task in tasks if not task.outcomes]
         self._names = frozenset[str]().union(*(task.outcomes for task in tasks))
         # A visit is kept this long though all is settled, so that later outcomes are `joined` and reaches are known.
         self._keep_ms = max(self._horizon_ms.values()) if self._awaiting else 0
         self._shortest_ms = min([*self._horizon_ms.values(), self._keep_ms])
-        self._watermark_ms = _NEVER_MS
-        self._ledgers: dict[str, Ledger] = {}
-        self._dirty: set[str] = set()
-        # When to look at a visitor next: one live entry each; an entry that `_due` does not name is stale, and is
-        # skipped.
-        self._due: dict[str, int] = {}
-        self._heap: list[tuple[int, str]] = []
+        self._watermark_ms = NEVER_MS
+        self.pending = Pending(self._horizon_ms.keys(), self._first_due)
 
     def visit(
         self,
@@ -120,10 +126,14 @@ class OutcomeJoin:
         features: bytes,
         scores: Mapping[str, tuple[float, float]],
         watermark_ms: int,
+        action: int = -1,
     ) -> list[Settled]:
-        """Asks every task in `scores` (task -> probability, baseline) of a visit that was just scored."""
+        """Asks every task in `scores` (task -> probability, baseline) of a visit that was just scored.
+
+        `action` is the kind of event that the visit is, a bucket from 1: what `Settled.action` says of the visit before.
+        """
         settled = self.advance(watermark_ms)
-        ledger = self._ledgers.setdefault(visitor_id, Ledger([], []))
+        ledger = self.pending.open(visitor_id)
         ledger.drop_before(self._watermark_ms - self._keep_ms)
         visit = Asked(
             event_id=event_id,
@@ -132,6 +142,7 @@ class OutcomeJoin:
             features=features,
             open={name: scores[name] for name in self._horizon_ms if name in scores},
             late=timestamp_ms < self._watermark_ms,
+            action=action,
         )
         is_full = self._is_full(ledger, timestamp_ms)
         if is_full:
@@ -142,7 +153,7 @@ class OutcomeJoin:
         if is_full:
             del ledger.visits[at]
             self.unasked += 1
-            self._dirty.add(visitor_id)
+            self.pending.change(visitor_id)
             return settled
         if ledger.outcomes:
             for asked in self._reached(ledger, at):
@@ -166,7 +177,7 @@ class OutcomeJoin:
         if heard.name not in self._names:
             self._forget(heard)  # nobody will ever ask: not worth remembering
             return settled
-        ledger = self._ledgers.setdefault(visitor_id, Ledger([], []))
+        ledger = self.pending.open(visitor_id)
         if any(heard.same_as(other) for other in ledger.outcomes):
             self.counts.duplicate += 1
             return settled
@@ -178,42 +189,17 @@ class OutcomeJoin:
 
     def advance(self, watermark_ms: int) -> list[Settled]:
         """Settles as negative what passed its deadline, and forgets what can match nothing any more."""
+        watermark_ms = min(watermark_ms, self.pending.through_ms)
         if watermark_ms <= self._watermark_ms:
             return []
         self._watermark_ms = watermark_ms
         found: list[tuple[int, str, int, Settled]] = []
-        while self._heap and self._heap[0][0] < watermark_ms:
-            due_ms, visitor_id = heapq.heappop(self._heap)
-            if self._due.get(visitor_id) == due_ms:
-                del self._due[visitor_id]
-                for i, settled in enumerate(self._tend(visitor_id)):
-                    found.append((settled.known_ms, visitor_id, i, settled))
+        for visitor_id in self.pending.due_before(watermark_ms):
+            for i, settled in enumerate(self._tend(visitor_id)):
+                found.append((settled.known_ms, visitor_id, i, settled))
         # In event time, so that one big step says the same as many small ones.
         found.sort(key=lambda entry: entry[:3])
         return [settled for *_, settled in found]
-
-    def take_dirty(self) -> dict[str, bytes | None]:
-        """The records that changed since the last call, encoded; None where nothing is left of a visitor."""
-        dirty, self._dirty = self._dirty, set()
-        return {v: self._ledgers[v].encode() if v in self._ledgers else None for v in sorted(dirty)}
-
-    def load(self, visitor_id: str, blob: bytes) -> None:
-        """Takes a record back from the store. Pairs of a task that is no longer configured are dropped, unsettled.
-
-        Raises ValueError where the record is of an unknown layout.
-        """
-        ledger = Ledger.decode(blob)
-        for visit in ledger.visits:
-            for name in visit.open.keys() - self._horizon_ms.keys():
-                del visit.open[name]
-        self._ledgers[visitor_id] = ledger
-        self._due.pop(visitor_id, None)
-        self._schedule(visitor_id)
-
-    @property
-    def pending_visitors(self) -> int:
-        """Visitors of whom something is pending or remembered."""
-        return len(self._ledgers)
 
     def _is_full(self, ledger: Ledger, timestamp_ms: int) -> bool:
         """Whether a visit of this time is one too many. Counts only what is there whatever the watermark has passed."""
@@ -233,9 +219,9 @@ class OutcomeJoin:
         later = ledger.after(at)
         for name in self._following:
             if earlier is not None:
-                settled += self._settle(earlier, name, True, visit.timestamp_ms)
+                settled += self._settle(ledger, earlier, name, True, visit.timestamp_ms)
             if later is not None and later.timestamp_ms <= visit.timestamp_ms + self._gap_ms:
-                settled += self._settle(visit, name, True, later.timestamp_ms)
+                settled += self._settle(ledger, visit, name, True, later.timestamp_ms)
         return settled
 
     def _reached(self, ledger: Ledger, at: int) -> list[Asked]:
@@ -243,7 +229,7 @@ class OutcomeJoin:
         its session when it extends the session over an outcome. Outcomes up to the gap after the previous visit
         of the session were within reach before."""
         visit = ledger.visits[at]
-        previous = ledger.before(at, _NEVER_MS)
+        previous = ledger.before(at, NEVER_MS)
         if previous is None or not any(
             previous.timestamp_ms < o.timestamp_ms - self._gap_ms <= visit.timestamp_ms for o in ledger.outcomes
         ):
@@ -270,13 +256,17 @@ class OutcomeJoin:
             if answered and task.name in visit.open:
                 first = first_answer(ledger, visit, task, self._gap_ms, final=False)
                 if first is not None:
-                    settled += self._settle(visit, task.name, first.value, first.timestamp_ms)
+                    settled += self._settle(ledger, visit, task.name, first.value, first.timestamp_ms)
         return settled
 
-    def _settle(self, visit: Asked, task: str, label: bool, known_ms: int) -> list[Settled]:
+    def _settle(self, ledger: Ledger, visit: Asked, task: str, label: bool, known_ms: int) -> list[Settled]:
         scores = visit.open.pop(task, None)
         if scores is None:
             return []  # first truth wins
+        steps, following = ledger.later(visit, visit.timestamp_ms + self._horizon_ms[task])
+        # Who has been silent for the gap has ended the session, unless its producer names sessions that go on after it.
+        ended = visit.timestamp_ms + self._silence_ms[task] < self._watermark_ms
+        ended |= not label and task in self._of_sessions  # "not in this session" is said when it is over
         settled = Settled(
             task=task,
             label=label,
@@ -287,6 +277,9 @@ class OutcomeJoin:
             known_ms=known_ms,
             event_id=visit.event_id,
             late=visit.late,
+            steps=steps,
+            wait_ms=-1 if following is None else following.timestamp_ms - visit.timestamp_ms,
+            action=following.action if following is not None else 0 if ended else -1,
         )
         if not visit.open:
             visit.features = b""
@@ -294,7 +287,7 @@ class OutcomeJoin:
 
     def _tend(self, visitor_id: str) -> list[Settled]:
         """Settles, drops and forgets what the watermark has passed of one visitor, and plans the next look."""
-        ledger = self._ledgers[visitor_id]
+        ledger = self.pending[visitor_id]
         settled: list[Settled] = []
         for visit in ledger.visits:
             if visit.timestamp_ms + self._shortest_ms >= self._watermark_ms:
@@ -304,10 +297,11 @@ class OutcomeJoin:
                 if task.name in visit.open and deadline_ms < self._watermark_ms:
                     # An outcome that had to wait for an earlier one, which can no longer answer, has its say now.
                     first = first_answer(ledger, visit, task, self._gap_ms, final=True)
-                    settled += self._settle(visit, task.name, first is not None and first.value, deadline_ms)
+                    label = first is not None and first.value
+                    settled += self._settle(ledger, visit, task.name, label, deadline_ms)
             for name in self._following:
-                if visit.timestamp_ms + self._gap_ms < self._watermark_ms:
-                    settled += self._settle(visit, name, False, visit.timestamp_ms + self._gap_ms)
+                if name in visit.open and visit.timestamp_ms + self._gap_ms < self._watermark_ms:
+                    settled += self._settle(ledger, visit, name, False, visit.timestamp_ms + self._gap_ms)
         # Only now: a visit that is dropped may have been what extended a session for another.
         dropped = ledger.drop_before(self._watermark_ms - self._keep_ms)
         remembered = [o for o in ledger.outcomes if o.until_ms >= self._watermark_ms]
@@ -315,9 +309,9 @@ class OutcomeJoin:
             if outcome.until_ms < self._watermark_ms:
                 self._forget(outcome)
         if settled or dropped or len(remembered) < len(ledger.outcomes):
-            self._dirty.add(visitor_id)
+            self.pending.change(visitor_id)
         ledger.outcomes = remembered
-        self._schedule(visitor_id)
+        self.pending.plan_again(visitor_id)
         return settled
 
     def _forget(self, outcome: Heard) -> None:
@@ -329,26 +323,21 @@ class OutcomeJoin:
 
     def _look_at(self, visitor_id: str, due_ms: int, settled: list[Settled]) -> None:
         """After a record came in: look at its visitor when the watermark passes `due_ms`, or now if it has."""
-        self._dirty.add(visitor_id)
+        self.pending.change(visitor_id)
         if due_ms < self._watermark_ms:
-            self._due.pop(visitor_id, None)
+            self.pending.unplan(visitor_id)
             settled += self._tend(visitor_id)
         else:
-            self._push(visitor_id, due_ms)
+            self.pending.plan(visitor_id, due_ms)
 
-    def _schedule(self, visitor_id: str) -> None:
-        """Plans the next look at a visitor from all of its record; the record goes when nothing is left in it."""
-        ledger = self._ledgers[visitor_id]
-        if not ledger.visits and not ledger.outcomes:
-            del self._ledgers[visitor_id]
-            return
+    def _first_due(self, ledger: Ledger) -> int | None:
+        """When to look at a ledger next; None when nothing is left in it."""
         due_ms = min((outcome.until_ms for outcome in ledger.outcomes), default=None)
         for visit in ledger.visits:
             if due_ms is not None and visit.timestamp_ms + self._shortest_ms > due_ms:
                 break  # in event time: no later one can be due before
             due_ms = self._due_of(visit) if due_ms is None else min(due_ms, self._due_of(visit))
-        assert due_ms is not None, "a record that is not empty is due at some time"
-        self._push(visitor_id, due_ms)
+        return due_ms
 
     def _due_of(self, visit: Asked) -> int:
         """The first deadline of a visit that is still of interest."""
@@ -356,8 +345,3 @@ class OutcomeJoin:
             return visit.timestamp_ms + self._keep_ms
         horizons = [self._horizon_ms[name] for name in visit.open]  # a generator is slow, and this runs once a visit
         return visit.timestamp_ms + (horizons[0] if len(horizons) == 1 else min(horizons))
-
-    def _push(self, visitor_id: str, due_ms: int) -> None:
-        if due_ms < self._due.get(visitor_id, due_ms + 1):
-            self._due[visitor_id] = due_ms
-            heapq.heappush(self._heap, (due_ms, visitor_id))

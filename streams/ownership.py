@@ -1,6 +1,6 @@
 """Which partitions a worker owns, and where it takes them up: assignment, revocation, and logs that are not what they were.
 
-On assignment a partition stays paused until its position, its pending examples and the model have come from the store;
+On assignment a partition stays paused until its position, what is soon due and the model have come from the store;
 then the consumer seeks to the store's offsets, whatever Kafka's own commits say. On revocation the micro-batch in hand is
 finished and checkpointed; if the store does not answer in time, the state is dropped instead, and the new owner reads
 those records again. An offset means nothing without its log: when cluster or topic are not the ones it was written for,
@@ -137,8 +137,7 @@ class Ownership:
         store = self._pipeline.store
         position = self._on_this_log(number, await store.position(number), log)
         position = self._inside(number, position, begins, ends)
-        joins = [entry async for entry in store.joins(number, position.epoch)]
-        return PartitionState(number, self._settings, position, log, joins)
+        return await self._pipeline.recall.take_up(number, position, log)
 
     def _on_this_log(self, number: int, position: Position, log: LogIdentity) -> Position:
         if position.log is None or position.log == log:

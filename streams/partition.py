@@ -2,8 +2,8 @@
 
 Everything here is either in the store, with the offsets that produced it, or a cache of it. A `PartitionState` is used by
 one thread at a time: the pipeline hands it to the compute thread and takes it back. Visitors are read when first met and
-kept in a bounded cache; those that changed since the last checkpoint stay whatever the bound, for the store does not have
-them yet.
+kept in a bounded cache, and so are their pending visits; those that changed since the last checkpoint stay whatever the
+bound, for the store does not have them yet.
 """
 
 import secrets
@@ -71,8 +71,14 @@ class PartitionState:
     """State of one partition in memory. Offsets are those whose effects are in it."""
 
     def __init__(
-        self, number: int, settings: Settings, position: Position, log: LogIdentity, joins: Iterable[tuple[str, bytes]]
+        self,
+        number: int,
+        settings: Settings,
+        position: Position,
+        log: LogIdentity,
+        joins: Iterable[tuple[str, bytes]] = (),
     ) -> None:
+        """`joins`: what is pending, where it is known at once; else `join.pending` is told as it comes from the store."""
         self.number = number
         self.position = replace(position, log=log)
         self.settings = settings
@@ -92,7 +98,7 @@ class PartitionState:
         self.join = OutcomeJoin(settings.tasks, settings.session_gap_ms)
         self.join.counts = summary.outcomes
         for visitor_id, blob in joins:
-            self.join.load(visitor_id, blob)
+            self.join.pending.load(visitor_id, blob)
         self.visits, self.outcomes = position.visits, position.outcomes
         self.settled: list[tuple[Settled, bool]] = []  # answered, not learned yet; True: because the horizon passed
         self._visitors: OrderedDict[str, Visitor | None] = OrderedDict()
@@ -146,9 +152,11 @@ class PartitionState:
             self._moved = True
 
     def horizons_passed(self) -> bool:
-        """Whether the watermark has moved since this was last asked: then negative answers may have come."""
-        moved = self.watermark.value_ms != self._settled_through_ms
-        self._settled_through_ms = self.watermark.value_ms
+        """Whether the watermark has moved since this was last asked, or has more to pass: then negative answers may have
+        come."""
+        through_ms = min(self.watermark.value_ms, self.join.pending.through_ms)
+        moved = through_ms != self._settled_through_ms
+        self._settled_through_ms = through_ms
         return moved
 
     @property
@@ -187,12 +195,13 @@ class PartitionState:
                 summary=msgspec.msgpack.encode(summary),
             ),
             visitors=visitors,
-            joins=self.join.take_dirty(),
+            joins=self.join.pending.take_changed(),
+            due=self.join.pending.take_moved(),
             lesson=msgspec.msgpack.encode(self._lessons) if self._lessons else b"",
         )
 
     def committed(self, checkpoint: Checkpoint) -> None:
-        """The store has it: forget what was dirty, and let go of visitors beyond the bound."""
+        """The store has it: forget what was dirty, and let go of visitors and their pending visits beyond the bounds."""
         taught = bool(checkpoint.lesson)
         self.position = replace(
             checkpoint.position,
@@ -203,6 +212,7 @@ class PartitionState:
         self._moved = False
         while len(self._visitors) > self.settings.visitor_cache:
             self._visitors.popitem(last=False)
+        self.join.pending.evict(self.settings.pending_cache)
 
 
 def lessons_of(blob: bytes) -> list[Lesson]:

@@ -3,7 +3,7 @@
     put        the agent hands over a record batch                                   (streams.transport fetched it)
     gather     batches of all owned partitions wait until a micro-batch is worth it  (streams.batching)
     decode     records become visits and outcomes, or rejections                     (streams.decode)
-    meet       visitors not in memory are read from the store                        (streams.partition)
+    meet       visitors not in memory are read from the store                        (streams.recall)
     score      sessions, one forward pass, answers                                   (streams.scoring, models)
     emit       answers and rejections leave as record batches                        (streams.emit)
     learn      outcomes join visits; what is settled and what was visited teaches    (streams.outcomes, models)
@@ -35,6 +35,7 @@ from streams.latency import RecentDurations
 from streams.partition import Offsets, PartitionState
 from streams.patience import AWAY, until_it_answers
 from streams.producer import Producer
+from streams.recall import Recall
 from streams.replica import MissingLessons, Replica
 from streams.scoring import Answers, Steps
 from streams.settings import Settings
@@ -59,6 +60,7 @@ class Pipeline:
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.replica = Replica(store, learner, self.compute, say)
         self.steps = Steps(settings, learner)
+        self.recall = Recall(settings, store, say, self.must_give_up)
         self.partitions: Sequence[int] = ()  # all of the topic's, owned or not
         self.model_is_sound = False  # False when the model holds lessons that the store does not
         self.yielding_since: float | None = None  # when a rebalance began to wait for this worker
@@ -160,8 +162,8 @@ class Pipeline:
         batches = [batch for _, batch in taken]
         now_ms = int(time.time() * 1000)
         decoded = await self.in_compute_thread(lambda: [self._decoder.decode(batch, now_ms) for batch in batches])
-        for part in decoded:
-            await self._meet(part)
+        for number in {part.partition for part in decoded}:
+            await self.recall.meet(self.states[number], [part for part in decoded if part.partition == number])
         answers = await self.in_compute_thread(self.steps.score, decoded, self.states)
         self._emit(decoded, answers)
         await self.in_compute_thread(self.steps.learn, decoded, answers, self.states)
@@ -173,16 +175,6 @@ class Pipeline:
         self._batcher.served(records, time.monotonic() - began)
         self.visits_done += len(answers.prepared)
         self.progressed_at = time.monotonic()
-
-    async def _meet(self, part: Decoded) -> None:
-        state = self.states[part.partition]
-        asked = state.unknown(part.visitor_ids())
-        if asked:
-            found = await until_it_answers(
-                lambda: self.store.visitors(state.number, state.position.epoch, asked), self.say, self.must_give_up
-            )
-            for sentence in state.meet(asked, found):
-                self.say(sentence)
 
     def _emit(self, decoded: Sequence[Decoded], answers: Answers) -> None:
         arrivals: dict[int, list[int]] = {}
@@ -226,7 +218,7 @@ class Pipeline:
         if not await self._on_their_log():
             return
         states = list(self.states.values())
-        await self._settle(states, all_answers=True)
+        complete = await self._settle(states, all_answers=True)
         await self._delivered(states)
         moved = [state for state in states if state.moved]
         refused: list[PartitionState] = []
@@ -244,7 +236,8 @@ class Pipeline:
                 else:
                     refused.append(state)
             self.progressed_at = time.monotonic()
-        self._checkpoint_due = time.monotonic() + self.settings.checkpoint_interval_ms / 1000
+        pause_s = self.settings.checkpoint_interval_ms / 1000 if complete else 0.0
+        self._checkpoint_due = time.monotonic() + pause_s
         await self._acknowledge({state.number for state in refused})
         if refused:
             self.drop([state.number for state in refused])
@@ -287,19 +280,23 @@ class Pipeline:
                     state.watermark.at_end(source, end[1])
         state.read_through(Offsets(read["visits"], read["outcomes"]))
 
-    async def _settle(self, states: Sequence[PartitionState], all_answers: bool) -> None:
+    async def _settle(self, states: Sequence[PartitionState], all_answers: bool) -> bool:
         """Learn from visits whose answer is known: those whose horizon has just passed, together with those answered since.
 
         Positive answers alone wait for negative ones to be mixed with, until the checkpoint (`all_answers`) at the latest.
+        Where more is due than should be in memory at once, says so by False; the next call goes on with it.
         """
+        complete = True
         for state in states:
             self._look_at_ends(state)
+            complete &= await self.recall.due(state)
         due = [state for state in states if state.horizons_passed() or (all_answers and state.settled)]
         if due:
             await self.in_compute_thread(self.steps.settle, due)
         if all_answers:
             self._note(self.freshness, self._unlearned)
             self._unlearned.clear()
+        return complete
 
     async def _acknowledge(self, refused: set[int]) -> None:
         for event, number in self._to_ack:

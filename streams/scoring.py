@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from models.learner import Learner, Scored
 from models.lesson import Example, Lesson
-from models.visits import VisitContext
+from models.visits import VisitContext, action_of
 from schemas.decoding import encode_scored
 from schemas.records import ModelStamp, NextUrl, ScoredVisit, Source
 from streams.decode import Decoded, ReadVisit
@@ -123,7 +123,7 @@ class Steps:
             settled.setdefault(state.number, []).extend(
                 state.join.visit(
                     visit.visitor_id, item.step.session_id, visit.event_id, visit.timestamp_ms,
-                    scored.features[i], chances, state.watermark.value_ms,
+                    scored.features[i], chances, state.watermark.value_ms, action=action_of(visit.event_name),
                 )
             )  # fmt: skip
         for number, places in judged.items():
@@ -164,12 +164,8 @@ class Steps:
         self._teach(
             state,
             [],
-            [
-                Example(
-                    example.task, example.features, example.label, state.balance[example.task].weight(example.label)
-                )
-                for example, _ in known  # others: their task was taken out of the settings while they were open
-            ],
+            # Others: their task was taken out of the settings while they were open.
+            [_example(pair, state.balance[pair.task].weight(pair.label)) for pair, _ in known],
             max(example.visit_ms for example, _ in settled),
         )
         state.counters.examples_learned += len(settled)
@@ -183,3 +179,7 @@ class Steps:
         self._learner.learn(lesson)
         state.taught(lesson)
         state.counters.visits_learned += len(contexts)
+
+
+def _example(pair: Settled, weight: float) -> Example:
+    return Example(pair.task, pair.features, pair.label, weight, pair.steps, pair.wait_ms, pair.action)

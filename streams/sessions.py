@@ -20,9 +20,11 @@ The rules:
 7. *Some visits teach nothing* about URLs (static files, bots, by the rules in `streams.urls`): they belong to their session
    like any other, but the visits after them do not see their URL.
 
-What is kept of a visitor is bounded, whatever the visitor does: about 120 bytes after a few visits, about 250 at most
-with ids of ordinary length. Event ids are remembered by 48 bits of their hash: two different ids among 16 are taken
-for one about once in 10^13 visits.
+8. *What is known was known before.* Habits and actions (`streams.habits`) in a context are as they stood before the visit.
+
+What is kept of a visitor is bounded, whatever the visitor does: about 120 bytes after a few visits, 250 at most with a
+`session_id` of up to 16 characters or none. Event ids are remembered by 32 bits of their hash: two different ids among 16
+are taken for one about once in 270 million visits, and then one visit is answered but not learned from.
 
 Pure: no clock, no I/O. A `Visitor` is never changed in place, so whoever holds the previous one can go back to it. Two
 ugly corners, known and accepted: two devices that alternate explicit session ids start a session at each switch, and a
@@ -32,53 +34,107 @@ late visit that falls between two past sessions starts one of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from struct import pack, unpack
 
 import msgspec
-from xxhash import xxh3_64_digest
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from models.visits import RECENT, VisitContext, url_identity
+from models.visits import RECENT, VisitContext, action_of, url_identity
 from schemas.records import WebVisit
+from streams import habits
 from streams.traffic import teaches
 from streams.urls import Canonicaliser, UrlRules
 
-REMEMBERED_EVENTS = 16  # a producer's retry comes within a few visits of the original; more would cost 6 bytes each
-_HASH_BYTES = 6  # 48 bits, see above
+REMEMBERED_EVENTS = 16  # a producer's retry comes within a few visits of the original; more would cost 4 bytes each
+_HASH_BYTES = 4  # 32 bits, see above
+_FIRST_HASH_BYTES = 6  # of the layout with tag 1
 
 
-class Visitor(msgspec.Struct, frozen=True, array_like=True, tag=1, forbid_unknown_fields=True):
-    """All that is kept of a visitor between two visits. Times are event time in epoch milliseconds.
+class Visitor(msgspec.Struct, frozen=True):
+    """All that is kept of a visitor between two visits. Times are event time in epoch milliseconds."""
 
-    Encoded as a msgpack array whose first element, the tag, is the version of this layout: raise it when a field
-    changes meaning.
-    """
-
-    session_id: str  # the producer's, or `<visitor_id>@<start>`
+    session_id: str | int  # the producer's; or the start that names it, `<visitor_id>@<start>`
     started_ms: int  # the earliest visit of the current session
     last_ms: int  # its latest
     position: int  # visits of the current session
     entry: int  # url_id of the first visit read of the current session
     recent: tuple[int, ...]  # url_ids of the current session, newest first, immediate repeats collapsed, ≤ RECENT + 1
-    seen: bytes  # the last event ids, 48 bits of hash each, newest first
+    seen: bytes  # the last event ids, 32 bits of hash each, newest first
     visits: int  # ever, this one included
     sessions: int  # ever, the current one included
+    habits: bytes = b""  # what `streams.habits` keeps, as of `last_ms`; nothing of a visitor kept before there were any
 
     def encode(self) -> bytes:
         """The record as the store keeps it."""
-        return _ENCODER.encode(self)
+        pages = pack(f"<{1 + len(self.recent)}Q", self.entry, *self.recent)
+        return _ENCODER.encode(
+            _Stored(
+                self.session_id, self.started_ms, self.last_ms - self.started_ms, self.position, pages, self.seen,
+                self.visits, self.sessions, self.habits,
+            )
+        )  # fmt: skip
 
     @staticmethod
     def decode(blob: bytes) -> Visitor:
-        """Reads what `encode` wrote; raises ValueError, with a sentence, on anything else."""
+        """Reads what `encode` wrote, now or with tag 1; raises ValueError, with a sentence, on anything else."""
         try:
-            return _DECODER.decode(blob)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            stored = _DECODER.decode(blob)
+            return stored.visitor() if isinstance(stored, _Stored) else _from_first(stored)
+        except (msgspec.DecodeError, ValueError) as error:
             raise ValueError(
                 f"stored visitor of {len(blob)} bytes is not in a layout this version reads: {error}"
             ) from error
 
 
+class _First(msgspec.Struct, frozen=True, array_like=True, tag=1, forbid_unknown_fields=True):
+    """How a visitor was stored before there were habits."""
+
+    session_id: str
+    started_ms: int
+    last_ms: int
+    position: int
+    entry: int
+    recent: tuple[int, ...]
+    seen: bytes  # 48 bits of hash each
+    visits: int
+    sessions: int
+
+
+class _Stored(msgspec.Struct, frozen=True, array_like=True, tag=2, forbid_unknown_fields=True):
+    """A visitor as a msgpack array. The first element, the tag, is the version of the layout: raise it when a field
+    changes meaning. Fields with a default may be added at the end."""
+
+    session_id: str | int
+    started_ms: int
+    lasted_ms: int
+    position: int
+    pages: bytes  # u64: entry, then recent
+    seen: bytes
+    visits: int
+    sessions: int
+    habits: bytes = b""
+
+    def visitor(self) -> Visitor:
+        if len(self.pages) % 8 or not 8 <= len(self.pages) <= 8 * (RECENT + 2):
+            raise ValueError(f"{len(self.pages)} bytes of pages")
+        if not habits.are_habits(self.habits):
+            raise ValueError(f"{len(self.habits)} bytes of habits")
+        entry, *recent = unpack(f"<{len(self.pages) // 8}Q", self.pages)
+        return Visitor(
+            self.session_id, self.started_ms, self.started_ms + self.lasted_ms, self.position, entry, tuple(recent), self.seen,
+            self.visits, self.sessions, self.habits,
+        )  # fmt: skip
+
+
+def _from_first(old: _First) -> Visitor:
+    seen = b"".join(old.seen[k : k + _HASH_BYTES] for k in range(0, len(old.seen), _FIRST_HASH_BYTES))
+    return Visitor(
+        old.session_id, old.started_ms, old.last_ms, old.position, old.entry, old.recent, seen, old.visits, old.sessions
+    )
+
+
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Visitor)
+_DECODER = msgspec.msgpack.Decoder(_Stored | _First)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +177,10 @@ class Sessioniser:
         if visitor is not None and _remembers(visitor.seen, event_hash):
             return visitor, *self._duplicate(visitor, event, url, url_id, late)
 
-        if visitor is not None and self._in_session(visitor, event):
+        continues = visitor is not None and self._in_session(visitor, event)
+        kept, last_ms = (visitor.habits, visitor.last_ms) if visitor is not None else (b"", now_ms)
+        usual, actions, kept = habits.visit(kept, last_ms, now_ms, not continues, action_of(event.event_name))
+        if visitor is not None and continues:
             earlier = visitor.recent
             repeat = teaching and earlier[:1] == (url_id,)
             recent = (url_id, *earlier[:RECENT]) if teaching and not repeat else earlier
@@ -135,6 +194,7 @@ class Sessioniser:
                 seen=_remember(visitor.seen, event_hash),
                 visits=visitor.visits + 1,
                 sessions=visitor.sessions,
+                habits=kept,
             )
             since_previous_ms = max(0, now_ms - visitor.last_ms)
             sessions_before = visitor.sessions - 1
@@ -142,7 +202,7 @@ class Sessioniser:
             earlier = ()
             repeat = False
             after = Visitor(
-                session_id=event.session_id or f"{event.visitor_id}@{now_ms}",
+                session_id=event.session_id or now_ms,
                 started_ms=now_ms,
                 last_ms=now_ms,
                 position=1,
@@ -151,9 +211,11 @@ class Sessioniser:
                 seen=_remember(visitor.seen if visitor else b"", event_hash),
                 visits=(visitor.visits if visitor else 0) + 1,
                 sessions=(visitor.sessions if visitor else 0) + 1,
+                habits=kept,
             )
             since_previous_ms = -1
             sessions_before = after.sessions - 1
+        session_id = _name(event.visitor_id, after.session_id)
 
         context = _context(
             event,
@@ -168,13 +230,16 @@ class Sessioniser:
             sessions_before=sessions_before,
             repeat=repeat,
             teaches=teaching,
+            session_id=session_id,
+            usual=usual,
+            actions=actions,
         )
         flags = (("new_visitor",) if visitor is None else ()) + (("late",) if late else ())
-        return after, context, SessionStep(after.session_id, flags, continues=after.position > 1, duplicate=False)
+        return after, context, SessionStep(session_id, flags, continues=after.position > 1, duplicate=False)
 
     def _in_session(self, visitor: Visitor, event: WebVisit) -> bool:
         if event.session_id:
-            return event.session_id == visitor.session_id
+            return event.session_id == _name(event.visitor_id, visitor.session_id)
         return visitor.started_ms - self.gap_ms <= event.timestamp_ms <= visitor.last_ms + self.gap_ms
 
     def _duplicate(
@@ -183,10 +248,13 @@ class Sessioniser:
         """As the original looked, as far as what is kept allows; the original may lie some visits, or a session,
         back."""
         now_ms = event.timestamp_ms
-        if self._in_session(visitor, event):
+        same = self._in_session(visitor, event)
+        action = action_of(event.event_name)
+        usual, actions, _ = habits.visit(visitor.habits, visitor.last_ms, now_ms, not same, action)
+        if same:
             recent = visitor.recent
             position = visitor.position
-            session_id, entry = visitor.session_id, visitor.entry
+            session_id, entry = _name(event.visitor_id, visitor.session_id), visitor.entry
             since_start_ms = max(0, now_ms - visitor.started_ms)
             sessions_before = visitor.sessions - 1
         else:
@@ -206,6 +274,9 @@ class Sessioniser:
             sessions_before=sessions_before,
             repeat=True,
             teaches=False,
+            session_id=session_id,
+            usual=usual,
+            actions=actions,
         )
         flags = (("late",) if late else ()) + ("duplicate",)
         return context, SessionStep(session_id, flags, continues=position > 1, duplicate=True)
@@ -225,6 +296,9 @@ def _context(
     sessions_before: int,
     repeat: bool,
     teaches: bool,
+    session_id: str,
+    usual: tuple[float, ...],
+    actions: tuple[int, ...],
 ) -> VisitContext:
     return VisitContext(
         url=url,
@@ -244,7 +318,15 @@ def _context(
         properties=event.properties,
         repeat=repeat,
         teaches=teaches,
+        session=xxh3_64_intdigest(f"{event.visitor_id}\0{session_id}".encode()),
+        habits=usual,
+        actions=actions,
     )
+
+
+def _name(visitor_id: str, session_id: str | int) -> str:
+    """A session that the clock started is named after its start."""
+    return session_id if isinstance(session_id, str) else f"{visitor_id}@{session_id}"
 
 
 def _remembers(seen: bytes, event_hash: bytes) -> bool:

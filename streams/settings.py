@@ -92,6 +92,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     snapshot_interval: str = "30s"
     visitor_ttl: str = "30d"
     visitor_cache: int = 200_000
+    pending_cache: int = 50_000
     max_in_flight: int = 20_000
     topics: _Topics = msgspec.field(default_factory=_Topics)
     tasks: dict[str, _Task] = {}
@@ -134,6 +135,7 @@ class Settings:
     snapshot_interval_ms: int = 30_000  # bounds what a new worker must learn again
     visitor_ttl_ms: int = 30 * 86_400_000
     visitor_cache: int = 200_000  # visitors a partition keeps in memory; the others come back from the store
+    pending_cache: int = 50_000  # visitors of whom pending visits are in memory; as above, or when they are due
     max_in_flight: int = (
         20_000  # records read and not yet checkpointed; beyond it fetching waits and Kafka is the buffer
     )
@@ -310,6 +312,7 @@ def settle(file: _File, kafka: str, redis: str) -> Settings:
         snapshot_interval_ms=_positive("snapshot_interval", duration_ms(file.snapshot_interval), 100),
         visitor_ttl_ms=_positive("visitor_ttl", duration_ms(file.visitor_ttl), 60_000),
         visitor_cache=_positive("visitor_cache", file.visitor_cache, 100),
+        pending_cache=_positive("pending_cache", file.pending_cache, 100),
         max_in_flight=_positive("max_in_flight", file.max_in_flight, 100),
         categorical=tuple(file.features.categorical),
         numeric=tuple(file.features.numeric),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from models.insight import Drifts, Insight, Racing
 from models.progressive import Progress
 from models.ranking import WHO, Ranking
 from streams import topics as broker
@@ -40,6 +41,7 @@ class WorkerReport(msgspec.Struct):
     ready: bool
     latency_counts: list[int] = []
     freshness_counts: list[int] = []
+    insight: bytes = b""  # what its learner says of itself, an encoded `models.insight.Insight`
 
 
 class WorkerStatus(msgspec.Struct):
@@ -68,6 +70,8 @@ class Progressive(msgspec.Struct):
     logloss: float | None
     baseline_auc: float | None
     baseline_logloss: float | None
+    ece: float | None  # expected calibration error, 15 bins
+    baseline_ece: float | None
     examples: int
 
 
@@ -100,6 +104,10 @@ class Status(msgspec.Struct):
     latency_ms: Quantiles
     freshness_ms: Quantiles
     progressive: dict[str, Progressive]
+    drift: dict[str, Drifts]  # task → how often the losses rose beyond chance
+    experts: dict[str, dict[str, float]]  # task → expert → its weight in the answer
+    racing: dict[str, Racing]  # task, or "" for all → what was chosen by progressive loss
+    memory: int  # labelled sessions remembered
     next_url_hit_rate_at_10: float | None
     next_url: dict[str, NextUrlQuality]  # "model", and its opponents: "popularity", "markov"
     visits_per_second: float
@@ -139,8 +147,10 @@ def gather(positions: Sequence[Position], reports: Sequence[WorkerReport], lag: 
     """Add partitions and workers up."""
     counters, outcomes, progress, step, urls = Counters(), Counts(), dict[str, Progress](), 0, 0
     ranking = Ranking()
+    said = [(report.model_step, report.insight) for report in reports]
     for position in positions:
         summary = Summary.of(position)
+        said.append((summary.model_step, getattr(summary, "insight", b"")))
         if summary.ranking:
             ranking.merge(Ranking.decode(summary.ranking))
         counters.add(summary.counters)
@@ -150,6 +160,7 @@ def gather(positions: Sequence[Position], reports: Sequence[WorkerReport], lag: 
             progress.setdefault(task, Progress()).merge(Progress.decode(blob))
     rate = sum(report.visits_per_second for report in reports)
     stalled = lag > 0 and all(report.idle_s > STALLED_AFTER_S for report in reports)
+    insight = newest(said)
     originals = counters.visits_scored - counters.duplicates
     return Status(
         workers=[
@@ -174,6 +185,13 @@ def gather(positions: Sequence[Position], reports: Sequence[WorkerReport], lag: 
         latency_ms=_quantiles([report.latency_counts for report in reports]),
         freshness_ms=_quantiles([report.freshness_counts for report in reports]),
         progressive={task: _progressive(kept) for task, kept in progress.items()},
+        drift=insight.drift,
+        experts={
+            task: {name: round(weight, 4) for name, weight in weights.items() if weight == weight}
+            for task, weights in insight.experts.items()
+        },
+        racing=insight.racing,
+        memory=insight.memory,
         next_url_hit_rate_at_10=_finite(ranking.hits()),
         next_url={
             who: NextUrlQuality(_finite(ranking.hits(who)), _finite(ranking.reciprocal_rank(who))) for who in WHO
@@ -181,6 +199,17 @@ def gather(positions: Sequence[Position], reports: Sequence[WorkerReport], lag: 
         visits_per_second=round(rate, 1),
         stalled=stalled,
     )
+
+
+def newest(said: Sequence[tuple[int, bytes]]) -> Insight:
+    """Of insights with the model's step at which they were given, that of the highest; bytes that are none are passed over:
+    a status without them is better than none."""
+    for _, blob in sorted((pair for pair in said if pair[1]), key=lambda pair: pair[0], reverse=True):
+        try:
+            return Insight.decode(blob)
+        except ValueError:
+            continue
+    return Insight()
 
 
 def _quantiles(histograms: Sequence[Sequence[int]]) -> Quantiles:
@@ -194,6 +223,8 @@ def _progressive(kept: Progress) -> Progressive:
         logloss=_finite(kept.logloss()),
         baseline_auc=_finite(kept.baseline_auc()),
         baseline_logloss=_finite(kept.baseline_logloss()),
+        ece=_finite(kept.ece()),
+        baseline_ece=_finite(kept.baseline_ece()),
         examples=kept.n,
     )
 

@@ -22,6 +22,7 @@ url2vec:T:visitors:<e>:<g>    hash    visitor → session state; g counts times 
                                       generation and read from the newest two, so that a visitor who stays away expires with
                                       its whole generation, without a time to live per visitor (Redis 6 and 7 have none)
 url2vec:T:joins:<e>           hash    visitor → scored visits whose outcome is not known yet
+url2vec:T:due:<e>             zset    each visitor of `joins`, by the event time at which to look at it (streams.due)
 url2vec:T:lessons             stream  what the partition taught, one entry a step; other workers and new ones learn it
 Imported vectors are the lessons of a partition that no topic has, IMPORTS: replicas follow, stamp and trim them alike.
 
@@ -41,6 +42,7 @@ import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, WatchError
+from xxhash import xxh3_64_hexdigest
 
 from streams.errors import StaleOffset, StoreError
 from streams.settings import Settings
@@ -63,9 +65,7 @@ class LogIdentity(msgspec.Struct, frozen=True):
 class Position:
     """Where a partition stands. `step` grows by one a checkpoint; `mark` is empty when the store knows nothing of it."""
 
-    mark: str = (
-        ""  # of this step alone, drawn at random: a step's number comes again after a store has lost its last writes
-    )
+    mark: str = ""  # of this step alone, at random: a step's number comes again after a store has lost its last writes
     step: int = 0
     epoch: int = 0
     visits: int = 0  # next offset to read of web-visits
@@ -87,6 +87,9 @@ class Checkpoint:
     position: Position
     visitors: Mapping[str, bytes] = field(default_factory=dict)
     joins: Mapping[str, bytes | None] = field(default_factory=dict)  # None deletes
+    due: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of visitors in `joins` that are new there, or when it changed
     lesson: bytes = b""
 
 
@@ -104,7 +107,7 @@ class Store:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._ttl_ms = settings.visitor_ttl_ms * 2
+        self.ttl_ms = settings.visitor_ttl_ms * 2
         # Any: the library types each answer as decoded or not, and ours never are.
         self.client: Any = redis.asyncio.Redis.from_url(
             settings.redis,
@@ -125,12 +128,18 @@ class Store:
         tag = f"{{{self.settings.topics.visits}-{self.settings.group}:{partition}}}"
         return ":".join([NAMESPACE, tag, *map(str, parts)])
 
+    def indexed(self, step: int) -> str:
+        """What a position says of the step up to which `due` is complete: also by which tasks, for they set the moments."""
+        settings = self.settings
+        horizons = [(task.name, task.horizon_ms if task.outcomes else 0) for task in settings.tasks]
+        return f"{step}:{xxh3_64_hexdigest(repr((settings.session_gap_ms, sorted(horizons))))}"
+
     async def ping(self) -> None:
         """Raises StoreError when Redis does not answer."""
         try:
             await self.client.ping()
         except RedisError as error:
-            raise StoreError(f"Redis does not answer: {_reason(error)}") from error
+            raise StoreError(f"Redis does not answer: {reason(error)}") from error
 
     # -- a partition -------------------------------------------------------------------------------------------------
 
@@ -147,7 +156,7 @@ class Store:
                 return Position(step=max(lessons_at, int(time.time() * 1000)), last_lesson=lessons_at)
         except RedisError as error:
             raise StoreError(
-                f"the position of partition {partition} cannot be read from Redis: {_reason(error)}"
+                f"the position of partition {partition} cannot be read from Redis: {reason(error)}"
             ) from error
         return Position(
             mark=found[b"mark"].decode(),
@@ -167,26 +176,37 @@ class Store:
                 yield visitor.decode(), blob
         except RedisError as error:
             raise StoreError(
-                f"partition {partition}: pending examples cannot be read from Redis: {_reason(error)}"
+                f"partition {partition}: pending examples cannot be read from Redis: {reason(error)}"
             ) from error
 
     async def visitors(self, partition: int, epoch: int, names: Sequence[str]) -> dict[str, bytes]:
         """State of those of `names` that the store knows."""
-        found: dict[str, bytes] = {}
-        missing = list(names)
-        newest = self._generation()
-        try:
-            for generation in (newest, newest - 1):
-                if not missing:
-                    break
-                blobs = await self.client.hmget(self.key(partition, "visitors", epoch, generation), missing)
-                found.update({name: blob for name, blob in zip(missing, blobs, strict=True) if blob is not None})
-                missing = [name for name in missing if name not in found]
-        except RedisError as error:
-            raise StoreError(
-                f"visitors of partition {partition} cannot be read from Redis: {_reason(error)}"
-            ) from error
+        found, _ = await self.known(partition, epoch, names, [])
         return found
+
+    async def known(
+        self, partition: int, epoch: int, visitors: Sequence[str], pending: Sequence[str]
+    ) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """State of `visitors`, and what is pending of those of the other list, as far as the store knows; in one turn."""
+        newest = self._generation()
+        states: dict[str, bytes] = {}
+        ledgers: dict[str, bytes] = {}
+        asked = [
+            (self.key(partition, "visitors", epoch, newest - 1), visitors, states),  # the newer generation counts
+            (self.key(partition, "visitors", epoch, newest), visitors, states),
+            (self.key(partition, "joins", epoch), pending, ledgers),
+        ]
+        asked = [(key, names, into) for key, names, into in asked if names]
+        try:
+            async with self.client.pipeline(transaction=False) as pipe:
+                for key, names, _ in asked:
+                    pipe.hmget(key, names)
+                answers = await pipe.execute()
+        except RedisError as error:
+            raise StoreError(f"visitors of partition {partition} cannot be read from Redis: {reason(error)}") from error
+        for (_, names, into), blobs in zip(asked, answers, strict=True):
+            into.update((name, blob) for name, blob in zip(names, blobs, strict=True) if blob is not None)
+        return states, ledgers
 
     def _generation(self) -> int:
         return int(time.time() * 1000) // self.settings.visitor_ttl_ms
@@ -218,26 +238,29 @@ class Store:
             # The client says the same of a connection that broke; then nobody knows whether it arrived.
             if isinstance(error.__context__, _UNANSWERED):
                 raise StoreError(
-                    f"the checkpoint of partition {partition} got no answer from Redis: {_reason(error.__context__)}"
+                    f"the checkpoint of partition {partition} got no answer from Redis: {reason(error.__context__)}"
                 ) from error
             raise StaleOffset(f"partition {partition} moved while its checkpoint was written") from error
         except RedisError as error:
             raise StoreError(
-                f"the checkpoint of partition {partition} cannot be written to Redis: {_reason(error)}"
+                f"the checkpoint of partition {partition} cannot be written to Redis: {reason(error)}"
             ) from error
 
     def _write(self, pipe: Any, checkpoint: Checkpoint) -> None:
         partition, to = checkpoint.partition, checkpoint.position
-        keys = {self.key(partition, "position"), self.key(partition, "joins", to.epoch), self.key(partition, "lessons")}
+        joins, due = self.key(partition, "joins", to.epoch), self.key(partition, "due", to.epoch)
+        keys = {self.key(partition, "position"), joins, due, self.key(partition, "lessons")}
         if checkpoint.visitors:
             key = self.key(partition, "visitors", to.epoch, self._generation())
             pipe.hset(key, mapping=dict(checkpoint.visitors))
             keys.add(key)
-        joins = self.key(partition, "joins", to.epoch)
         if kept := {name: blob for name, blob in checkpoint.joins.items() if blob is not None}:
             pipe.hset(joins, mapping=kept)
         if gone := [name for name, blob in checkpoint.joins.items() if blob is None]:
             pipe.hdel(joins, *gone)
+            pipe.zrem(due, *gone)
+        if checkpoint.due:
+            pipe.zadd(due, dict(checkpoint.due))
         last_lesson = to.last_lesson
         if checkpoint.lesson:
             entry = {"lesson": checkpoint.lesson, "after": to.last_lesson}
@@ -255,10 +278,11 @@ class Store:
                 "last_lesson": last_lesson,
                 "summary": to.summary,
                 "mark": to.mark,
+                "indexed": self.indexed(to.step),
             },
         )
         for key in keys:
-            pipe.pexpire(key, self._ttl_ms)
+            pipe.pexpire(key, self.ttl_ms)
 
     # -- lessons and snapshots ---------------------------------------------------------------------------------------
 
@@ -268,7 +292,7 @@ class Store:
             rows = await self.client.xrange(self.key(partition, "lessons"), min=f"({after}-0", count=limit)
         except RedisError as error:
             raise StoreError(
-                f"the lessons of partition {partition} cannot be read from Redis: {_reason(error)}"
+                f"the lessons of partition {partition} cannot be read from Redis: {reason(error)}"
             ) from error
         return [LessonEntry(_step(id_), int(row[b"after"]), row[b"lesson"]) for id_, row in rows]
 
@@ -284,7 +308,7 @@ class Store:
                     number = max(last + 1, int(time.time() * 1000))  # as positions do: also after the stream expired
                     pipe.multi()
                     pipe.xadd(key, {"lesson": blob, "after": last}, id=f"{number}-0")
-                    pipe.pexpire(key, self._ttl_ms)
+                    pipe.pexpire(key, self.ttl_ms)
                     try:
                         await pipe.execute()
                     except WatchError as error:
@@ -293,7 +317,7 @@ class Store:
                         continue  # another import came in between
                     return number
         except RedisError as error:
-            raise StoreError(f"imported vectors cannot be written to Redis: {_reason(error)}") from error
+            raise StoreError(f"imported vectors cannot be written to Redis: {reason(error)}") from error
 
     async def trim_lessons(self, through: Mapping[int, int]) -> None:
         """Delete lessons that two snapshots hold: `through` maps a partition to the last step not needed any more."""
@@ -303,7 +327,7 @@ class Store:
                     pipe.xtrim(self.key(partition, "lessons"), minid=f"{step + 1}-0", approximate=False)
                 await pipe.execute()
         except RedisError as error:
-            raise StoreError(f"lessons cannot be trimmed: {_reason(error)}") from error
+            raise StoreError(f"lessons cannot be trimmed: {reason(error)}") from error
 
     async def write_snapshot(self, blob: bytes, stamp: Mapping[int, int]) -> None:
         """Keep a snapshot of the model beside the one before it. `stamp` says which step of each partition it holds."""
@@ -313,11 +337,11 @@ class Store:
             async with self.client.pipeline(transaction=True) as pipe:
                 pipe.lpush(key, msgspec.msgpack.encode((created_ms, dict(stamp), blob)))
                 pipe.ltrim(key, 0, 1)
-                pipe.pexpire(key, self._ttl_ms)
+                pipe.pexpire(key, self.ttl_ms)
                 await pipe.execute()
         except RedisError as error:
             raise StoreError(
-                f"the snapshot of {len(blob):,} bytes cannot be written to Redis: {_reason(error)}"
+                f"the snapshot of {len(blob):,} bytes cannot be written to Redis: {reason(error)}"
             ) from error
 
     async def snapshots(self) -> list[tuple[int, dict[int, int], bytes]]:
@@ -325,7 +349,7 @@ class Store:
         try:
             rows = await self.client.lrange(self.key("model", "snapshot"), 0, -1)
         except RedisError as error:
-            raise StoreError(f"the snapshot cannot be read from Redis: {_reason(error)}") from error
+            raise StoreError(f"the snapshot cannot be read from Redis: {reason(error)}") from error
         found = []
         for row in rows:
             try:
@@ -344,10 +368,10 @@ class Store:
                 pipe.set(self.key("workers", worker), report, px=int(alive_for_s * 1000))
                 pipe.zadd(index, {worker: now})
                 pipe.zremrangebyscore(index, 0, now - 60)
-                pipe.pexpire(index, self._ttl_ms)
+                pipe.pexpire(index, self.ttl_ms)
                 await pipe.execute()
         except RedisError as error:
-            raise StoreError(f"the worker's report cannot be written to Redis: {_reason(error)}") from error
+            raise StoreError(f"the worker's report cannot be written to Redis: {reason(error)}") from error
 
     async def leave(self, worker: str) -> None:
         """Say that a worker has stopped in order."""
@@ -355,7 +379,7 @@ class Store:
             await self.client.delete(self.key("workers", worker))
             await self.client.zrem(self.key("workers", "index"), worker)
         except RedisError as error:
-            raise StoreError(f"the worker's report cannot be deleted: {_reason(error)}") from error
+            raise StoreError(f"the worker's report cannot be deleted: {reason(error)}") from error
 
     async def reports(self) -> list[bytes]:
         """Reports of the workers that live."""
@@ -364,14 +388,14 @@ class Store:
             keys = [self.key("workers", name.decode()) for name in names]
             return [blob for blob in await self.client.mget(keys) if blob is not None] if keys else []
         except RedisError as error:
-            raise StoreError(f"the workers' reports cannot be read from Redis: {_reason(error)}") from error
+            raise StoreError(f"the workers' reports cannot be read from Redis: {reason(error)}") from error
 
 
 def _step(stream_id: bytes) -> int:
     return int(stream_id.split(b"-", 1)[0])
 
 
-def _reason(error: RedisError) -> str:
+def reason(error: RedisError) -> str:
     """What Redis or the connection said, without anything of the URL (which may hold a password)."""
     system = error.__context__
     if isinstance(system, OSError) and system.errno:  # the client's own words are "Error 111 connecting to ..."

@@ -7,6 +7,8 @@
     stock_faust.py  Faust as it comes, one event at a time          (a program)
     plain_loop.py   confluent-kafka in a loop, the upper bound      (a program)
     report.py       medians, spreads and ratios, as rows and as a table
+    embedding*.py   the vectors                                      (in one process)
+    classifier*.py  the scores, and latent.py, tried beside them     (in one process, or through the running pipeline)
 
 A program is run as `python -m`, is told everything by one JSON argument (`contestants.Order`) and leaves one JSON file
 (`contestants.Result`). Nothing here is used by a worker.

@@ -107,6 +107,20 @@ def test_the_tables_of_vectors_end_with_what_they_say_and_the_command(tmp_path: 
     assert ("pip install -e '.[bench]'" in lines[-1]) == (importlib.util.find_spec("gensim") is None)
 
 
+def test_the_classifier_is_judged_through_the_running_pipeline(tmp_path: Path) -> None:
+    arguments = [*BENCH, "classifier", "--limit", "1500", "--pipeline", "--rate", "3000", "--json"]
+    done = subprocess.run(arguments, env=environment(tmp_path), capture_output=True, text=True, timeout=RUN_LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["visits"] == 1500
+    assert [row["name"] for row in found["rows"]] == ["url2vec, as it went out", "River, as it went out"]
+    for row in found["rows"]:
+        # Every game of the bundled log has its outcome: nothing stays open.
+        assert row["all"]["whole"]["visits"] == 1500
+        assert 0.3 < row["all"]["last_half"]["auc"] < 0.9
+    assert left_behind(tmp_path) == []
+
+
 def test_an_unknown_stream_is_answered_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["bench", "embedding", "--streams", "short,longest"])

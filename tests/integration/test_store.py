@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from deploy.embedded import EmbeddedStore
 from streams import store as store_module
+from streams.due import DueIndex
 from streams.errors import StaleOffset, StoreError
 from streams.settings import Settings
 from streams.store import Checkpoint, LogIdentity, Position, Store
@@ -77,6 +78,8 @@ async def content(store: Store) -> dict[bytes, object]:
             found[key] = await store.client.hgetall(key)
         elif kind == b"stream":
             found[key] = await store.client.xrange(key)
+        elif kind == b"zset":
+            found[key] = await store.client.zrange(key, 0, -1, withscores=True)
         else:
             found[key] = kind
     return found
@@ -96,22 +99,39 @@ async def test_what_is_committed_comes_back(store: Store) -> None:
         Position(epoch=3, outcomes=7),
         visitors={"anna": b"a", "bert": b"\x00\xff"},
         joins={"anna": b"pending", "carl": None},
+        due={"anna": 1_700_000_000_001},
         lesson=b"lesson",
     )
     await store.commit(checkpoint)
     assert await store.position(2) == after(checkpoint)
     assert await store.visitors(2, 3, ["anna", "nobody", "bert"]) == {"anna": b"a", "bert": b"\x00\xff"}
     assert [entry async for entry in store.joins(2, 3)] == [("anna", b"pending")]
+    assert await store.known(2, 3, ["bert", "x"], ["x", "anna"]) == ({"bert": b"\x00\xff"}, {"anna": b"pending"})
+    assert await DueIndex(store).page(2, 3, 0, 10) == [("anna", 1_700_000_000_001)]
+    assert await DueIndex(store).page(2, 4, 0, 10) == []
     assert await store.visitors(2, 4, ["anna"]) == {}, "another epoch is another log"
     assert [entry async for entry in store.joins(2, 4)] == []
     assert unknown(await store.position(1)), "another partition"
 
 
 async def test_a_join_that_is_settled_is_deleted(store: Store) -> None:
-    first = step_after(Position(), joins={"anna": b"1", "bert": b"2"})
+    first = step_after(Position(), joins={"anna": b"1", "bert": b"2"}, due={"anna": 5, "bert": 5})
     await store.commit(first)
-    await store.commit(step_after(after(first), joins={"anna": None, "bert": b"3"}))
+    await store.commit(step_after(after(first), joins={"anna": None, "bert": b"3"}, due={"bert": 6}))
     assert [entry async for entry in store.joins(2, 0)] == [("bert", b"3")]
+    assert await DueIndex(store).page(2, 0, 0, 10) == [("bert", 6)]
+
+
+async def test_the_index_is_read_in_order_from_a_moment_on(store: Store) -> None:
+    due = {f"v{n}": 100 - n // 2 for n in range(20)}
+    await store.commit(step_after(Position(), joins=dict.fromkeys(due, b"j"), due=due))
+    index = DueIndex(store)
+    assert await index.page(2, 0, -(2**63), 3) == [("v18", 91), ("v19", 91), ("v16", 92)]
+    assert await index.page(2, 0, 99, 10) == [("v2", 99), ("v3", 99), ("v0", 100), ("v1", 100)]
+    assert await index.is_complete(2, 0)
+    assert await index.is_complete(2, 1), "of another epoch, where nothing is pending"
+    await store.client.zrem(store.key(2, "due", 0), "v7")
+    assert not await index.is_complete(2, 0)
 
 
 async def test_a_worker_that_lost_its_partition_is_refused_and_nothing_is_written(
@@ -124,7 +144,7 @@ async def test_a_worker_that_lost_its_partition_is_refused_and_nothing_is_writte
     await owner.commit(taken_over)
     await owner.commit(step_after(after(taken_over), lesson=b"l"))
     before = await content(owner)
-    late = step_after(after(first), visitors={"anna": b"old"}, joins={"anna": b"old"}, lesson=b"old")
+    late = step_after(after(first), visitors={"anna": b"old"}, joins={"anna": b"old"}, due={"anna": 1}, lesson=b"old")
     with pytest.raises(StaleOffset, match="partition 2: the store moved on since this worker read from it"):
         await zombie.commit(late)
     assert await content(owner) == before
@@ -343,15 +363,15 @@ async def test_two_snapshots_are_kept_and_a_torn_one_is_passed_over(store: Store
 
 
 async def test_every_key_has_a_time_to_live_and_a_partition_has_one_hash_tag(store: Store) -> None:
-    checkpoint = step_after(Position(), visitors={"a": b"1"}, joins={"a": b"1", "b": None}, lesson=b"l")
+    checkpoint = step_after(Position(), visitors={"a": b"1"}, joins={"a": b"1", "b": None}, due={"a": 1}, lesson=b"l")
     await store.commit(checkpoint)
     await store.write_snapshot(b"model", {2: 1})
     await store.beat("worker-1", b"report")
     assert await store.reports() == [b"report"]
     keys = [key.decode() async for key in store.client.scan_iter()]
     of_partition = [key for key in keys if key.startswith("url2vec:{web-visits-shop:2}:")]
-    assert len(of_partition) == 4, "position, visitors, joins, lessons"
-    assert len(keys) == 7, "and snapshot, index of workers, one report"
+    assert len(of_partition) == 5, "position, visitors, joins, due, lessons"
+    assert len(keys) == 8, "and snapshot, index of workers, one report"
     for key in keys:
         left_ms = await store.client.pttl(key)
         assert 0 < left_ms <= 2 * TTL_MS, key
@@ -381,6 +401,9 @@ def calls(store: Store) -> dict[str, Callable[[], Any]]:
         "position": lambda: store.position(0),
         "joins": joins,
         "visitors": lambda: store.visitors(0, 0, ["a"]),
+        "due": lambda: DueIndex(store).page(0, 0, 0, 1),
+        "complete": lambda: DueIndex(store).is_complete(0, 0),
+        "make": lambda: DueIndex(store).make(0, Position(), {"a": 1}),
         "commit": lambda: store.commit(step_after(Position())),
         "lessons": lambda: store.lessons(0, 0),
         "add_import": lambda: store.add_import(b"i"),
@@ -496,8 +519,9 @@ class ModelWorker:
         pending = {name: blob if int(blob) % 2 else None for name, blob in changed.items()}
         lesson = b"%d" % (self.read_through - self.position.visits)
         return step_after(
-            self.position, self.read_through - self.position.visits, visitors=changed, joins=pending, lesson=lesson
-        )
+            self.position, self.read_through - self.position.visits, visitors=changed, joins=pending, lesson=lesson,
+            due={name: int(blob) for name, blob in pending.items() if blob is not None},
+        )  # fmt: skip
 
 
 async def check_against_the_log(store: Store) -> None:
@@ -508,6 +532,7 @@ async def check_against_the_log(store: Store) -> None:
     assert [int(found.get(str(n), b"0")) for n in range(VISITORS)] == expected
     pending = {name: int(blob) async for name, blob in store.joins(2, 0)}
     assert pending == {str(n): count for n, count in enumerate(expected) if count % 2}
+    assert dict(await DueIndex(store).page(2, 0, 0, 10)) == pending
     taught = await store.lessons(2, 0, limit=1_000)
     assert sum(int(entry.blob) for entry in taught) == position.visits
     assert [entry.after for entry in taught] == [0, *(entry.step for entry in taught)][: len(taught)]

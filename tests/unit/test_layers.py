@@ -22,10 +22,12 @@ SERVERS = {"kafka", "aiokafka", "faust", "redis", "confluent_kafka"}
 PURE = (
     "balance",
     "batching",
+    "habits",
     "latency",
     "matching",
     "offsets",
     "outcomes",
+    "pending",
     "sessions",
     "settings",
     "traffic",

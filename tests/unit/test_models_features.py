@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.feature_levels import shape, subsection
+from models.feature_numbers import NUMBER_NAMES
 from models.features import (
     CATEGORIES,
     FIXED,
@@ -21,7 +23,7 @@ from models.features import (
 from models.lesson import Steps
 from models.settings import ModelSettings
 from models.url2vec import URL2Vec
-from models.visits import VisitContext
+from models.visits import ACTIONS, HABITS, VisitContext, url_identity
 from tests.unit.test_models_lesson import visit
 
 MODEL = URL2Vec(ModelSettings(dims=4))
@@ -118,3 +120,143 @@ def test_rows_are_read_back_and_those_of_another_layout_are_told_apart() -> None
     assert fits.tolist() == [True, False, False, False, True]
     assert rows[1] == made
     assert rows["levels"].shape == (2, CATEGORIES)
+
+
+def value(made: np.void, name: str) -> float:
+    return float(made["numbers"][NUMBER_NAMES.index(name)])
+
+
+def changed(one: np.void, other: np.void) -> set[str]:
+    return {FIXED[k] for k in np.flatnonzero(one["levels"] != other["levels"]) if k < len(FIXED)}
+
+
+@pytest.mark.parametrize(
+    ("url", "second", "of_path"),
+    [
+        ("https://shop.example/shoes/red/7?x=1&y=2#z", "shop.example/shoes/red", (3, 2, 42)),
+        ("https://shop.example/shoes/", "", (1, 0, 27)),
+        ("/shoes/red", "/shoes/red", (2, 0, 10)),
+        ("", "", (0, 0, 0)),
+    ],
+)
+def test_a_url_has_a_second_section_and_a_shape(url: str, second: str, of_path: tuple[int, int, int]) -> None:
+    assert subsection(url) == second
+    assert shape(url) == of_path
+
+
+def test_each_fact_moves_its_own_levels_and_no_other() -> None:
+    a, b = "https://shop.example/shoes/red", "https://shop.example/shoes/blue"
+    base = row(visit(a, b))
+    assert changed(base, row(visit(a, "https://shop.example/"))) == {"entry", "previous", "step"}
+    assert changed(base, row(visit(b, b))) == {"url", "subsection", "step"}
+    assert changed(base, row(visit(a, b, event_name="cart"))) == {"event_name"}
+    assert changed(base, row(visit(a, b, referrer="https://search.example/?q=1"))) == {"referrer_host"}
+    assert changed(base, row(visit(a, b, position=9))) == {"position"}
+    assert changed(base, row(visit(a, b, since_previous_ms=60_000))) == {"pause"}
+    assert changed(base, row(visit(a, b, timestamp_ms=1_700_000_000_000 + 3_600_000))) == {"hour"}
+    firefox = row(visit(a, b, user_agent="Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"))
+    assert changed(base, firefox) == {"user_agent", "user_agent_family", "device"}
+
+
+def test_the_browser_s_version_leaves_its_family() -> None:
+    old, new = (
+        row(visit("a", user_agent=f"Mozilla/5.0 (X11; Linux x86_64; rv:{v}.0) Gecko/20100101 Firefox/{v}.0"))
+        for v in (127, 128)
+    )
+    assert changed(old, new) == {"user_agent"}
+
+
+def test_to_leave_out_a_category_is_to_leave_out_what_is_made_from_it() -> None:
+    told = visit("https://a/x", "https://a/y", user_agent="Googlebot/2.1")
+    for name, gone in (
+        ("user_agent", {"user_agent", "user_agent_family", "device"}),
+        ("previous", {"previous", "step"}),
+        ("device", {"device"}),
+        ("hour", {"hour"}),
+    ):
+        assert changed(row(told), row(told, ModelSettings(dims=4, exclude=frozenset({name})))) == gone
+
+
+def test_levels_of_properties_and_of_the_rest_never_meet() -> None:
+    told = visit("https://a/x", "https://a/y", properties={f"p{k}": str(k) for k in range(9)}, user_agent="Firefox/1.0")
+    levels = row(told)["levels"]
+    step = FIXED.index("step")
+    assert all(x % 2 == 0 for k, x in enumerate(levels[: len(FIXED)]) if k != step)
+    assert all(x % 2 for x in levels[len(FIXED) :] if x)
+    assert row(visit("https://a/x", properties={"url": "https://a/x"}))["levels"][0] not in levels[len(FIXED) :]
+
+
+def test_habits_and_actions_become_logarithms_in_their_places() -> None:
+    usual = tuple(float(k) for k in range(HABITS))
+    made = row(visit("a", habits=usual, actions=tuple(range(ACTIONS))))
+    assert value(made, "visits in 7 days (log)") == 0
+    assert value(made, "sessions in 365 days (log)") == pytest.approx(math.log1p(5))
+    assert value(made, "seconds since first visit (log)") == pytest.approx(math.log1p(6))
+    assert value(made, "seconds between last session and this (log)") == pytest.approx(math.log1p(7))
+    assert value(made, "events of kind 1 in 91 days (log)") == pytest.approx(math.log1p(8))
+    assert value(made, "events of kind 15 in 91 days (log)") == pytest.approx(math.log1p(22))
+    assert value(made, "events of kind 15 in this session (log)") == pytest.approx(math.log1p(14))
+    assert len(NUMBER_NAMES) == NUMBERS_FIXED
+
+
+def test_habits_of_another_length_or_without_sense_are_no_habits() -> None:
+    plain = row(visit("a"))
+    assert row(visit("a", habits=(1.0, 2.0), actions=(3,))) == plain
+    wild = row(visit("a", habits=(math.nan, math.inf, -math.inf, -5.0) * 5 + (math.nan,) * 3))
+    assert np.isfinite(wild["numbers"]).all()
+
+
+@given(
+    st.lists(
+        st.builds(
+            visit,
+            st.text(max_size=20),
+            event_name=st.text(max_size=5),
+            referrer=st.none() | st.text(max_size=20),
+            user_agent=st.none() | st.text(max_size=20) | st.just("\ud800" * 600),
+            position=st.integers(1, 2**40),
+            timestamp_ms=st.integers(-(2**60), 2**60),
+            since_previous_ms=st.integers(-1, 2**60),
+            since_start_ms=st.integers(0, 2**60),
+            properties=st.dictionaries(
+                st.text(max_size=3), st.text(max_size=9) | st.integers() | st.floats() | st.booleans(), max_size=40
+            ),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_row_is_the_same_bytes_alone_in_a_batch_and_from_another_memory(visits: list[VisitContext]) -> None:
+    features = Features(ModelSettings(dims=4), 1)
+    together = features.rows(visits, Steps.of(visits), MODEL)
+    again = features.rows(visits[::-1], Steps.of(visits[::-1]), MODEL)[::-1]
+    assert together.tobytes() == again.tobytes()
+    assert together.tobytes() == b"".join(row(v).tobytes() for v in visits)
+    assert np.isfinite(together["numbers"]).all()
+    assert (together["levels"] >= 0).all()
+
+
+def test_names_say_what_stands_where() -> None:
+    told = visit(
+        "https://shop.example/shoes/red",
+        "https://shop.example/",
+        user_agent="Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+        properties={"target": "https://shop.example/x", "price": 19.5, "sold": True},
+    )
+    features = Features(ModelSettings(dims=4, exclude=frozenset({"hour"})), 1)
+    made = features.rows([told], Steps.of([told]), MODEL)[0]
+    levels, numbers = features.names(told)
+    assert (len(levels), len(numbers)) == (CATEGORIES, len(made["numbers"]))
+    assert [bool(name) for name in levels] == [bool(x) for x in made["levels"]]
+    assert levels[0] == "url = https://shop.example/shoes/red"
+    assert "user agent family = Firefox" in levels
+    assert "properties.target = https://shop.example/x" in levels
+    assert "properties.sold = True" in levels
+    assert "pause = 0.414 to 1 s" in levels or "pause = 1 to 1.83 s" in levels
+    assert numbers[0] == "position (log)"
+    at = numbers.index("properties.price (log)")
+    assert made["numbers"][at] == pytest.approx(math.log1p(19.5))
+    urls = {url_identity("https://shop.example/"): "https://shop.example/"}
+    known, _ = features.names(told, lambda url_id: urls.get(url_id, ""))
+    assert "previous = https://shop.example/" in known
+    assert "step = https://shop.example/ → https://shop.example/shoes/red" in known

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.lesson import WHOLE, CorruptLesson, Example, Lesson
+from models.lesson import UNKNOWN, WHOLE, CorruptLesson, Example, Lesson
 from models.visits import RECENT, VisitContext, url_identity
 
 
@@ -58,7 +58,7 @@ def test_a_decoded_lesson_equals_the_one_encoded(
 def test_a_row_shared_by_two_tasks_travels_once() -> None:
     lesson = Lesson.of([], [Example("a", b"x" * 400, True), Example("b", b"x" * 400, False)], 0)
     assert lesson.features == [b"x" * 400]
-    assert lesson.examples.tolist() == [[0, 0, 1, WHOLE], [1, 0, 0, WHOLE]]
+    assert lesson.examples.tolist() == [[0, 0, 1, WHOLE, *[UNKNOWN] * 3], [1, 0, 0, WHOLE, *[UNKNOWN] * 3]]
 
 
 @given(st.data())

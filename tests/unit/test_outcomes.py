@@ -40,9 +40,10 @@ def visit(
     session_id: str = "s",
     visitor_id: str = "v",
     watermark_ms: int = 0,
+    action: int = -1,
 ) -> list[Settled]:
     scores = {task.name: (0.25, 0.75) for task in TASKS}
-    return to.visit(visitor_id, session_id, event_id, at_ms, b"as it was", scores, watermark_ms)
+    return to.visit(visitor_id, session_id, event_id, at_ms, b"as it was", scores, watermark_ms, action=action)
 
 
 def outcome(
@@ -71,10 +72,13 @@ def labels(settled: list[Settled]) -> set[tuple[str, str, bool]]:
 def test_an_outcome_within_the_horizon_settles_its_visit_with_what_was_said_at_the_time() -> None:
     j = join(BOUGHT)
     assert visit(j, 100) == []
-    assert outcome(j, 160) == [Settled("bought", True, b"as it was", 0.25, 0.75, 100, 160, "e1", late=False)]
+    known = Settled(
+        "bought", True, b"as it was", 0.25, 0.75, 100, 160, "e1", late=False, steps=0, wait_ms=-1, action=-1
+    )
+    assert outcome(j, 160) == [known]
     assert j.counts == Counts(joined=1)
     assert j.advance(END_MS) == []
-    assert j.pending_visitors == 0
+    assert j.pending.visitors == 0
 
 
 @pytest.mark.parametrize("at_ms", [99, 161])
@@ -90,8 +94,11 @@ def test_silence_is_an_answer_only_once_the_watermark_is_strictly_past_the_deadl
     j = join(BOUGHT)
     visit(j, 100)
     assert j.advance(160) == []
-    assert j.advance(161) == [Settled("bought", False, b"as it was", 0.25, 0.75, 100, 160, "e1", late=False)]
-    assert j.pending_visitors == 0
+    known = Settled(
+        "bought", False, b"as it was", 0.25, 0.75, 100, 160, "e1", late=False, steps=0, wait_ms=-1, action=0
+    )
+    assert j.advance(161) == [known]
+    assert j.pending.visitors == 0
 
 
 def test_a_false_outcome_settles_as_negative_at_once_and_the_first_truth_wins() -> None:
@@ -116,7 +123,7 @@ def test_an_early_outcome_whose_visit_never_comes_is_unmatched_once_the_watermar
     assert j.counts == Counts()
     j.advance(111)
     assert j.counts == Counts(unmatched=1)
-    assert j.pending_visitors == 0
+    assert j.pending.visitors == 0
 
 
 def test_an_outcome_behind_the_watermark_is_late_when_it_answers_nothing_and_joined_when_it_does() -> None:
@@ -192,7 +199,7 @@ def test_a_visit_continues_its_session_when_another_one_follows_within_the_gap()
     assert labels(visit(j, 161, "e3")) == set()
     assert labels(j.advance(161)) == {("e2", "continues", False)}
     assert labels(j.advance(192)) == {("e3", "continues", False)}
-    assert j.pending_visitors == 0
+    assert j.pending.visitors == 0
 
 
 def test_of_two_visits_in_one_millisecond_the_one_read_first_is_continued() -> None:
@@ -206,41 +213,41 @@ def test_a_visit_that_comes_late_is_settled_at_once_and_marked() -> None:
     j = join(CONTINUES)
     (settled,) = visit(j, 100, watermark_ms=500)
     assert (settled.label, settled.late) == (False, True)
-    assert j.pending_visitors == 0
+    assert j.pending.visitors == 0
 
 
 def test_an_outcome_that_no_task_listens_for_is_counted_and_not_remembered() -> None:
     j = join(BOUGHT)
     outcome(j, 100, "newsletter")
     assert j.counts == Counts(unmatched=1)
-    assert j.pending_visitors == 0
-    assert j.take_dirty() == {}
+    assert j.pending.visitors == 0
+    assert j.pending.take_changed() == {}
 
 
 def test_what_is_dirty_is_what_changed_and_a_visitor_that_is_done_is_deleted() -> None:
     j = join(BOUGHT)
     visit(j, 100)
-    (blob,) = j.take_dirty().values()
+    (blob,) = j.pending.take_changed().values()
     assert blob is not None
-    assert j.take_dirty() == {}
+    assert j.pending.take_changed() == {}
     j.advance(161)
-    assert j.take_dirty() == {"v": None}
+    assert j.pending.take_changed() == {"v": None}
 
 
 def test_pairs_of_a_task_that_is_no_longer_configured_are_dropped_on_loading() -> None:
     before = join(BOUGHT, CONTINUES)
     visit(before, 100)
     after = join(CONTINUES)
-    for visitor_id, blob in before.take_dirty().items():
+    for visitor_id, blob in before.pending.take_changed().items():
         assert blob is not None
-        after.load(visitor_id, blob)
+        after.pending.load(visitor_id, blob)
     assert labels(after.advance(END_MS)) == {("e1", "continues", False)}
 
 
 @pytest.mark.parametrize("blob", [b"", b"\x00", b"nonsense", b"\x93\x02\x90\x90", b"\x92\x01\x90"])
 def test_a_record_of_unknown_layout_is_refused_with_a_sentence(blob: bytes) -> None:
     with pytest.raises(ValueError, match=r"stored outcomes of .* bytes are not in a layout"):
-        join(BOUGHT).load("v", blob)
+        join(BOUGHT).pending.load("v", blob)
 
 
 def test_a_setting_that_makes_no_sense_is_refused() -> None:
@@ -255,7 +262,7 @@ def test_a_crawler_is_asked_no_more_than_the_bound_and_costs_no_more_than_that()
     for i in range(50):
         visit(j, 100 + i, f"e{i}")
         outcome(j, 200, event_id="nobody's")
-    (blob,) = j.take_dirty().values()
+    (blob,) = j.pending.take_changed().values()
     assert blob is not None
     assert len(blob) < 300
     assert j.unasked == 47
@@ -268,6 +275,74 @@ def test_a_visit_that_is_not_asked_still_shows_that_the_session_continued() -> N
     assert labels(visit(j, 110, "e2")) == {("e1", "continues", True)}
     assert labels(visit(j, 120, "e3")) == set()
     assert labels(j.advance(END_MS)) == {("e3", "continues", False)}
+
+
+# --- what came after the visit --------------------------------------------------------------------------------------
+
+
+def later(settled: list[Settled]) -> dict[tuple[str, str], tuple[int, int, int]]:
+    return {(s.event_id, s.task): (s.steps, s.wait_ms, s.action) for s in settled}
+
+
+def test_silence_tells_all_visits_of_the_session_up_to_the_deadline_and_no_other() -> None:
+    j = join(BOUGHT)
+    visit(j, 100, "e1", action=1)
+    visit(j, 160, "e3", action=3)
+    visit(j, 161, "e4", action=4)
+    visit(j, 110, "other", "another session", action=5)
+    visit(j, 120, "e2", action=2)
+    assert later(j.advance(161)) == {("e1", "bought"): (2, 20, 2)}
+    assert later(j.advance(171)) == {("other", "bought"): (0, -1, 0)}
+    assert later(j.advance(END_MS)) == {
+        ("e2", "bought"): (2, 40, 3),
+        ("e3", "bought"): (1, 1, 4),
+        ("e4", "bought"): (0, -1, 0),
+    }
+
+
+def test_an_outcome_tells_what_was_read_by_then_and_that_none_follows_only_where_none_can() -> None:
+    j = join(BOUGHT)
+    visit(j, 100, "e1", action=1)
+    visit(j, 125, "e2", action=2)
+    assert later(outcome(j, 126, watermark_ms=120)) == {("e1", "bought"): (1, 25, 2), ("e2", "bought"): (0, -1, -1)}
+    visit(j, 130, "e3", watermark_ms=120)
+    assert later(outcome(j, 131, watermark_ms=160)) == {("e3", "bought"): (0, -1, -1)}, "one may come at 160"
+    visit(j, 162, "e4", "s2", watermark_ms=160)
+    assert later(outcome(j, 163, watermark_ms=193)) == {("e4", "bought"): (0, -1, 0)}
+
+
+def test_a_session_of_which_an_outcome_says_no_is_over() -> None:
+    j = join(FINISHED, BOUGHT)
+    visit(j, 100, "e1")
+    assert later(outcome(j, 101, "finished", value=False)) == {("e1", "finished"): (0, -1, 0)}
+    assert later(outcome(j, 101, "order", value=False)) == {("e1", "bought"): (0, -1, -1)}
+
+
+def test_a_visit_that_continues_its_session_is_the_next_one() -> None:
+    j = join(CONTINUES)
+    visit(j, 100, "e1", action=1)
+    assert later(visit(j, 120, "e2", action=2)) == {("e1", "continues"): (1, 20, 2)}
+    assert later(j.advance(151)) == {("e2", "continues"): (0, -1, 0)}
+
+
+def test_a_visit_whose_kind_is_not_known_is_a_next_one_of_unknown_kind() -> None:
+    j = join(CONTINUES)
+    visit(j, 100, "e1")
+    assert later(visit(j, 120, "e2")) == {("e1", "continues"): (1, 20, -1)}
+
+
+# {"v": [1, [["e1", "s", 100, "x", {"bought": [.25, .75]}, False]], []]} as the version before wrote it
+OLD_LEDGER = bytes.fromhex("93019196a26531a17364c4017881a6626f7567687492cb3fd0000000000000cb3fe8000000000000c290")
+
+
+def test_a_ledger_without_kinds_of_events_is_still_read() -> None:
+    j = join(BOUGHT)
+    j.pending.load("v", OLD_LEDGER)
+    visit(j, 120, "e2", action=2)
+    visit(j, 90, "e0", action=3)
+    told = j.advance(161)
+    assert later(told) == {("e0", "bought"): (2, 10, -1), ("e1", "bought"): (1, 20, 2)}
+    assert told[1].features == b"x"
 
 
 # --- all rules at once, against the slow model ----------------------------------------------------------------------
@@ -327,6 +402,32 @@ def slow_model(all_visits: list[Visit], all_outcomes: list[VisitOutcome]) -> tup
             else:
                 counts.unmatched += 1
     return truth, counts
+
+
+def read_later(v: Visit, visits: list[Visit], until_ms: int) -> tuple[int, int]:
+    """How many of `visits`, in the order read, follow `v` in its session, and how long until the first."""
+    own = visits.index(v)
+    waits = [
+        u.timestamp_ms - v.timestamp_ms
+        for i, u in enumerate(visits)
+        if u.session_id == v.session_id and (v.timestamp_ms, own) < (u.timestamp_ms, i) and u.timestamp_ms <= until_ms
+    ]
+    return len(waits), min(waits, default=-1)
+
+
+def promised_later(all_visits: list[Visit], all_outcomes: list[VisitOutcome]) -> dict[tuple[str, str], tuple[int, int]]:
+    """What is promised to be known of the pairs that silence settles, or `continues` as true."""
+    found = {}
+    for v in all_visits:
+        visits = [u for u in all_visits if u.visitor_id == v.visitor_id]
+        outcomes = [o for o in all_outcomes if o.visitor_id == v.visitor_id]
+        for task in (BOUGHT, FINISHED):
+            if not any(answers(v, o, visits, task) for o in outcomes):
+                found[v.event_id, task.name] = read_later(v, visits, v.timestamp_ms + task.horizon_ms)
+        parts = [visits[: i + 1] for i in range(visits.index(v), len(visits))]
+        told = [read_later(v, part, v.timestamp_ms + GAP_MS) for part in parts]
+        found[v.event_id, "continues"] = next((steps for steps in told if steps[0]), (0, -1))
+    return found
 
 
 TIMES = st.integers(1, 250)
@@ -389,21 +490,24 @@ def test_any_interleaving_with_crashes_in_the_middle_gives_the_labels_of_the_slo
         if act == "advance":
             settled += j.advance(watermark_ms)
         if act in ("checkpoint", "crash"):
-            store.update(j.take_dirty())
+            store.update(j.pending.take_changed())
         if act == "crash":
             counts = j.counts
             j = join(*TASKS)
             j.counts = counts
             for visitor_id, blob in store.items():
                 if blob is not None:
-                    j.load(visitor_id, blob)
+                    j.pending.load(visitor_id, blob)
     settled += j.advance(END_MS)
     truth, counts = slow_model(visits, outcomes)
     assert labels(settled) == truth
     assert len(settled) == len(truth), "a pair was settled more than once"
+    told = later(settled)
+    for pair, steps in promised_later(visits, outcomes).items():
+        assert told[pair][:2] == steps, pair
     assert j.counts == counts
-    assert j.pending_visitors == 0
-    store.update(j.take_dirty())
+    assert j.pending.visitors == 0
+    store.update(j.pending.take_changed())
     assert set(store.values()) <= {None}
 
 
@@ -420,7 +524,7 @@ def test_whatever_is_late_each_pair_is_settled_once_and_each_outcome_counted_onc
     assert sorted((s.event_id, s.task) for s in settled) == sorted((v.event_id, t.name) for v in visits for t in TASKS)
     c = j.counts
     assert c.joined + c.late + c.duplicate + c.unmatched == len(outcomes)
-    assert j.pending_visitors == 0
+    assert j.pending.visitors == 0
 
 
 @settings(derandomize=True, max_examples=200, deadline=None)

@@ -11,7 +11,7 @@ from streams.settings import Settings
 from streams.store import LogIdentity, Position
 
 LOG = LogIdentity("cluster", "visits", "outcomes")
-SETTINGS = Settings(kafka="", redis="", visitor_cache=100)
+SETTINGS = Settings(kafka="", redis="", visitor_cache=100, pending_cache=30)
 
 
 NOTHING = Position()
@@ -69,6 +69,34 @@ def test_visitors_beyond_the_bound_leave_memory_once_the_store_has_them() -> Non
     here.committed(here.checkpoint(0, 0))
     assert here.unknown(["v0"]) == ["v0"]
     assert not here.unknown(["v249"])
+
+
+def pending(of: PartitionState, visitor_id: str, at_ms: int = 1_000) -> None:
+    of.join.visit(visitor_id, "s", f"e-{visitor_id}", at_ms, b"f", {"continues": (0.5, 0.5)}, 0)
+
+
+def test_pending_visits_beyond_the_bound_leave_memory_once_the_store_has_them_and_when_they_are_due() -> None:
+    here = state()
+    for n in range(250):
+        pending(here, f"v{n}", 1_000 + n)
+    assert len(here.join.pending) == 250, "what the store does not have stays, whatever the bound"
+    made = here.checkpoint(0, 0)
+    assert made.due == {name: 1_000 + int(name[1:]) + SETTINGS.session_gap_ms for name in made.joins}
+    here.committed(made)
+    assert len(here.join.pending) == 30
+    again = here.checkpoint(0, 0)
+    assert (again.joins, again.due) == ({}, {})
+
+
+def test_horizons_pass_again_when_more_of_those_who_are_due_are_in_memory() -> None:
+    here = state()
+    here.watermark.observe("visits", 9_000_000, 1.0)
+    here.watermark.observe("outcomes", 9_000_000, 1.0)
+    here.join.pending.through_ms = 5_000
+    assert here.horizons_passed()
+    assert not here.horizons_passed()
+    here.join.pending.through_ms = 6_000
+    assert here.horizons_passed()
 
 
 def test_an_unreadable_visitor_counts_as_new_and_is_named() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_64_digest
 
-from models.visits import RECENT, VisitContext, url_identity
+from models.visits import ACTIONS, HABITS, RECENT, VisitContext, action_of, url_identity
 from schemas.records import WebVisit
 from streams.sessions import REMEMBERED_EVENTS, Sessioniser, SessionStep, Visitor
 from streams.urls import UrlRules, canonical
@@ -129,11 +132,62 @@ def test_a_visit_behind_the_watermark_is_late_and_otherwise_like_any_other() -> 
 
 
 @pytest.mark.parametrize(
-    "blob", [b"", b"\xc1", b"nonsense", b"\x92\x01\x02", b"\x9a\x02\xa1s\x01\x01\x01\x01\x91\x01\xc4\x00\x01\x01"]
+    "blob", [b"", b"\xc1", b"nonsense", b"\x92\x01\x02", b"\x9a\x03\xa1s\x01\x01\x01\x01\x91\x01\xc4\x00\x01\x01"]
 )
 def test_a_record_of_unknown_layout_is_refused_with_a_sentence(blob: bytes) -> None:
     with pytest.raises(ValueError, match=r"stored visitor of \d+ bytes is not in a layout"):
         Visitor.decode(blob)
+
+
+def test_a_visitor_stored_before_there_were_habits_is_read_and_goes_on() -> None:
+    a, b = url_identity("https://a/"), url_identity("https://b/")
+    seen = xxh3_64_digest(b"e2")[:6] + xxh3_64_digest(b"e1")[:6]
+    blob = msgspec.msgpack.encode((1, "s", START_MS, START_MS + MINUTE_MS, 2, a, [b, a], seen, 7, 3))
+    stored = Visitor.decode(blob)
+    assert (stored.session_id, stored.recent, stored.visits, stored.habits) == ("s", (b, a), 7, b"")
+    again, _, step = Sessioniser(GAP_MS).visit(stored, visit("e1", 0), 0)
+    assert step.duplicate
+    assert again is stored
+    after, context, step = Sessioniser(GAP_MS).visit(stored, visit("e3", 2), 0)
+    assert (step.session_id, context.position, context.visits_before) == ("s", 3, 7)
+    assert Visitor.decode(after.encode()) == after
+
+
+@pytest.mark.parametrize("session_id", [None, "sixteen letter s"])
+def test_a_visitor_takes_at_most_250_bytes_whatever_it_does(session_id: str | None) -> None:
+    visitor: Visitor | None = None
+    for k in range(2_000):
+        event = msgspec.structs.replace(
+            visit(f"e{k}", 29 * k, f"https://a/{k}", session_id), visitor_id="f" * 36, event_name=f"kind {k % 40}"
+        )
+        visitor, _, _ = Sessioniser(GAP_MS).visit(visitor, event, 0)
+        assert len(visitor.encode()) <= 250
+    assert visitor is not None
+    assert len(visitor.encode()) > 200  # it was full: the test is about something
+
+
+def test_a_context_holds_what_happened_before_the_visit_and_not_the_visit() -> None:
+    view, cart = action_of("view") - 1, action_of("cart") - 1
+    events = [
+        msgspec.structs.replace(visit(f"e{k}", k, f"https://a/{k}"), event_name=name)
+        for k, name in enumerate(["view", "view", "cart", "view"])
+    ]
+    _, contexts, _ = run(*events, visit("next day", 1_440))
+    assert [(c.actions[view], c.actions[cart]) for c in contexts] == [(0, 0), (1, 0), (2, 0), (2, 1), (0, 0)]
+    visits_in_a_week, sessions_in_a_week = [c.habits[0] for c in contexts], [c.habits[3] for c in contexts]
+    assert visits_in_a_week[:4] == pytest.approx([0, 1, 2, 3], rel=1e-3)
+    assert visits_in_a_week[4] == pytest.approx(4 * math.exp(-1 / 7), rel=2e-3)
+    assert sessions_in_a_week == pytest.approx([0, 0, 0, 0, math.exp(-1 / 7)], rel=2e-3)
+    assert len({c.session for c in contexts[:4]}) == 1
+    assert contexts[4].session != contexts[0].session
+
+
+def test_a_session_has_one_identity_and_two_visitors_never_share_one() -> None:
+    sessions = Sessioniser(GAP_MS)
+    mine = sessions.visit(None, visit("1", 0, session_id="s"), 0)[1].session
+    other = sessions.visit(None, msgspec.structs.replace(visit("1", 0, session_id="s"), visitor_id="w"), 0)[1].session
+    assert 0 < mine < 2**64
+    assert mine != other
 
 
 def test_a_gap_that_makes_no_sense_is_refused() -> None:
@@ -168,6 +222,8 @@ def test_whatever_comes_the_store_gives_back_what_it_was_given_and_contexts_are_
         assert all(a != b for a, b in pairwise(context.recent))
         assert context.repeat or not context.recent or context.recent[0] != context.url_id or step.duplicate
         assert context.since_previous_ms >= -1
+        assert (len(context.habits), len(context.actions)) == (HABITS, ACTIONS)
+        assert all(math.isfinite(x) and x >= -1 for x in context.habits)
         assert context.since_start_ms >= 0
         assert step.continues == (context.position > 1)
         assert event.session_id in (None, step.session_id)

@@ -122,6 +122,7 @@ def test_an_address_that_is_not_needed_may_be_missing(here: Path) -> None:
         ("snapshot_interval = '50ms'", "snapshot_interval"),
         ("visitor_ttl = '59s'", "visitor_ttl"),
         ("visitor_cache = 1", "visitor_cache"),
+        ("pending_cache = 1", "pending_cache"),
         ("max_in_flight = 0", "max_in_flight"),
         ("[urls]\nstatic = 'ignore'", r"\$.urls.static"),
         ("[urls]\nfragments = 'drop'", "fragments"),

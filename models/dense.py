@@ -1,0 +1,76 @@
+"""The dense part of a feature row: numbers, cosines between URL vectors, live target counts; and their standardisation."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.compiled import kernel
+from models.features import CATEGORIES, COSINES, NUMBERS
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+Rows = NDArray[np.void]
+LIMIT = 5.0  # standard deviations beyond which an input says no more
+_PLAIN = NUMBERS + COSINES
+TASK_WIDTH = _PLAIN + 2 * CATEGORIES  # of one task alone
+
+
+def dense_width(tasks: int) -> int:
+    """Columns of `dense`."""
+    return _PLAIN + CATEGORIES * tasks * 2
+
+
+def dense(rows: Rows, vectors: bool = True) -> F32:
+    """(B, width): numbers, cosines (nothing without `vectors`), counts of every task. Damage becomes zeros."""
+    flat = rows["counts"].reshape(len(rows), -1)
+    raw = np.concatenate([rows["numbers"], rows["cosines"], flat], axis=1, dtype=np.float32)
+    if not vectors:
+        raw[:, NUMBERS:_PLAIN] = 0
+    return np.clip(np.nan_to_num(raw), -1e4, 1e4)  # logarithms all: a larger one could only be damage
+
+
+def of_task(raw: F32, task: int) -> F32:
+    """(B, TASK_WIDTH): what of `dense` is one task's own business."""
+    tasks = (raw.shape[1] - _PLAIN) // (2 * CATEGORIES)
+    if tasks == 1:
+        return raw
+    counts = raw[:, _PLAIN:].reshape(len(raw), CATEGORIES, tasks, 2)[:, :, task].reshape(len(raw), -1)
+    return np.concatenate([raw[:, :_PLAIN], counts], axis=1)
+
+
+class Standardiser:
+    """Running mean and spread of `width` inputs, over examples learned."""
+
+    def __init__(self, width: int) -> None:
+        self.moments: F64 = np.zeros((3, width))  # n, Σ x, Σ x²
+        self._look()
+
+    def _look(self) -> None:
+        n = np.maximum(self.moments[0], 1)
+        mean = self.moments[1] / n
+        self._mean = mean.astype(np.float32)
+        self._scale = (1 / np.sqrt(np.maximum(self.moments[2] / n - mean**2, 1e-6))).astype(np.float32)
+
+    def learn(self, raw: F32) -> None:
+        """Take in m examples, raw (m, width)."""
+        x = raw.astype(np.float64)
+        self.moments += np.stack([np.full(x.shape[1], len(x), np.float64), x.sum(axis=0), (x**2).sum(axis=0)])
+        self._look()
+
+    def standardised(self, raw: F32) -> F32:
+        """(B, width), within ±LIMIT."""
+        out = np.empty_like(raw)
+        _standardise(raw, self._mean, self._scale, out)
+        return out
+
+    def load(self, moments: NDArray[np.generic]) -> None:
+        """Take over saved moments. Raises ValueError where they do not fit."""
+        self.moments[:] = moments
+        self._look()
+
+
+@kernel
+def _standardise(raw: F32, mean: F32, scale: F32, out: F32) -> None:
+    for b in range(raw.shape[0]):
+        for k in range(raw.shape[1]):
+            z = (raw[b, k] - mean[k]) * scale[k]
+            out[b, k] = min(max(z, np.float32(-LIMIT)), np.float32(LIMIT))
