@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.features import CATEGORIES, PAGES
+from models.network_kernels import Layers, backward, forward
 from models.optimiser import Optimiser
 from models.reading import Reading
 from models.settings import ModelSettings
@@ -87,6 +88,22 @@ class Network:
         self._mean = self._theta.detach().clone()  # of the last steps' weights: what answers
         self.optimiser = Optimiser(settings.optimiser, self._theta, dict(self._shapes))
 
+    def _by_hand(self, auxiliary: float = 0.0) -> bool:
+        """Whether `models.network_kernels` can do it."""
+        s = self._settings
+        usual = s.sub_nets and s.sequence == "attention" and not s.slope_penalty and not auxiliary
+        return usual and self.device.type == "cpu"
+
+    def _views(self, flat: torch.Tensor) -> Layers:
+        """The layers in a flat vector, as arrays that share its memory."""
+        pieces = torch.split(flat.detach(), self._sizes)
+        arrays = {
+            name: piece.view(shape).numpy()
+            for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
+            if name in Layers._fields
+        }
+        return Layers(**arrays)
+
     def _layers(self, theta: torch.Tensor) -> dict[str, torch.Tensor]:
         pieces = torch.split(theta, self._sizes)
         return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
@@ -118,6 +135,12 @@ class Network:
     @torch.no_grad()
     def score(self, inputs: Inputs) -> F32:
         """(B, T) logits."""
+        if self._by_hand():
+            by_hand = np.empty((len(inputs.numbers), self._tasks), np.float32)
+            forward(
+                inputs.levels, inputs.pages, inputs.absent, inputs.numbers, inputs.linear, self._views(self._mean), by_hand
+            )
+            return by_hand
         t, w = self._tensor, self._layers(self._mean)
         h = self._hidden(w, t(inputs.levels), t(inputs.pages), t(inputs.absent), t(inputs.numbers))
         out: F32 = self._logits(w, h, t(inputs.linear)).cpu().numpy()
@@ -129,6 +152,34 @@ class Network:
         Returns the gradients of each example's embeddings (levels, pages); None, and nothing is changed, where the loss or a
         gradient is not finite.
         """
+        work = self._gradients_by_hand if self._by_hand(auxiliary) else self._gradients
+        loss, gradient, of_levels, of_pages = work(inputs, lessons, auxiliary)
+        n = len(lessons.label)
+        norm = float(gradient.norm()) / n
+        if not math.isfinite(norm) or not math.isfinite(loss):
+            return None
+        # A step from few examples is a noisy one: it goes less far.
+        self.optimiser.step(
+            gradient * (min(1.0, _CLIP / max(norm, 1e-9)) / n), rate * math.sqrt(min(1.0, n / self._settings.chunk))
+        )
+        self._mean.lerp_(self._theta.detach(), min(1.0, max(_YOUNG / self.optimiser.updates, _MEAN)))
+        return of_levels, of_pages
+
+    def _gradients_by_hand(
+        self, inputs: Inputs, lessons: Lessons, _auxiliary: float
+    ) -> tuple[float, torch.Tensor, F32, F32]:
+        gradient = torch.zeros_like(self._theta, requires_grad=False)
+        of_levels, of_pages = np.empty_like(inputs.levels), np.empty_like(inputs.pages)
+        loss = backward(
+            inputs.levels, inputs.pages, inputs.absent, inputs.numbers, inputs.linear, lessons.task, lessons.label,
+            lessons.weight, self._views(self._theta), self._views(gradient), of_levels, of_pages,
+        )  # fmt: skip
+        return loss, gradient, of_levels, of_pages
+
+    def _gradients(
+        self, inputs: Inputs, lessons: Lessons, auxiliary: float
+    ) -> tuple[float, torch.Tensor, F32, F32]:
+        """The summed loss, its gradients by the weights and by the embeddings."""
         t, w = self._tensor, self._layers(self._theta)
         levels, pages = t(inputs.levels).requires_grad_(), t(inputs.pages).requires_grad_()
         x = t(inputs.numbers).requires_grad_(self._settings.slope_penalty > 0)
@@ -146,16 +197,7 @@ class Network:
             (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
             loss = loss + self._settings.slope_penalty * slope.square().sum()
         gradient, of_levels, of_pages = torch.autograd.grad(loss, [self._theta, levels, pages])
-        n = len(lessons.label)
-        norm = float(gradient.norm()) / n
-        if not math.isfinite(norm) or not math.isfinite(float(loss.detach())):
-            return None
-        # A step from few examples is a noisy one: it goes less far.
-        self.optimiser.step(
-            gradient * (min(1.0, _CLIP / max(norm, 1e-9)) / n), rate * math.sqrt(min(1.0, n / self._settings.chunk))
-        )
-        self._mean.lerp_(self._theta.detach(), min(1.0, max(_YOUNG / self.optimiser.updates, _MEAN)))
-        return of_levels.cpu().numpy(), of_pages.cpu().numpy()
+        return float(loss.detach()), gradient, of_levels.cpu().numpy(), of_pages.cpu().numpy()
 
     def _asides(
         self, w: dict[str, torch.Tensor], h: torch.Tensor, lessons: Lessons, weight: torch.Tensor
