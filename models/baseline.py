@@ -29,11 +29,11 @@ _DENSE = NUMBERS + 2 * CATEGORIES
 
 
 @kernel
-def _dense(numbers: F32, counts: F32, mean: F64, variance: F64, out: F64) -> None:
+def _dense(numbers: F32, counts: F32, mean: F64, spread: F64, out: F64) -> None:
     """out (NUMBERS + 2 CATEGORIES,): numbers as River's StandardScaler hands them on, and target statistics."""
     n = len(numbers)
     for k in range(n):
-        out[k] = (numbers[k] - mean[k]) / np.sqrt(variance[k]) if variance[k] > 0 else 0.0
+        out[k] = (numbers[k] - mean[k]) / spread[k] if spread[k] > 0 else 0.0
     for a in range(counts.shape[0]):
         out[n + 2 * a] = counts[a, 0]
         out[n + 2 * a + 1] = counts[a, 1] * COUNT_SCALE
@@ -57,8 +57,9 @@ def _score(
 ) -> None:  # fmt: skip
     x = np.empty(dense_weight.shape[1])
     for t in range(weight.shape[0]):
+        spread = np.sqrt(variance[t])
         for b in range(levels.shape[0]):
-            _dense(numbers[b], counts[b, :, t], mean[t], variance[t], x)
+            _dense(numbers[b], counts[b, :, t], mean[t], spread, x)
             out[b, t] = _logit(levels[b], x, weight[t], dense_weight[t], intercept[t])
 
 
@@ -76,7 +77,7 @@ def _learn(
             before = mean[t, k]
             mean[t, k] += (numbers[b, k] - before) / seen[t]
             variance[t, k] += ((numbers[b, k] - before) * (numbers[b, k] - mean[t, k]) - variance[t, k]) / seen[t]
-        _dense(numbers[b], counts[b, :, t], mean[t], variance[t], x)
+        _dense(numbers[b], counts[b, :, t], mean[t], np.sqrt(variance[t]), x)
         s = min(max(_logit(levels[b], x, weight[t], dense_weight[t], intercept[t]), -700.0), 700.0)
         g = (1 / (1 + np.exp(-s)) - (1.0 if label[b] > 0.5 else 0.0)) * example_weight[b]
         intercept[t] -= INTERCEPT_RATE * g
@@ -127,7 +128,7 @@ class Baseline:
         out = []
         for t in range(self._tasks):
             x = np.empty(_DENSE)
-            _dense(numbers, np.ascontiguousarray(counts[:, t]), self._mean[t], self._variance[t], x)
+            _dense(numbers, np.ascontiguousarray(counts[:, t]), self._mean[t], np.sqrt(self._variance[t]), x)
             dense = x * self._dense_weight[t]
             known = np.where(levels != 0, self._weight[t, levels & (self._weight.shape[1] - 1)], 0)
             out.append((known, dense[:NUMBERS], dense[NUMBERS:].reshape(CATEGORIES, 2)))

@@ -2,8 +2,8 @@
 
 A logistic regression of each task over the logits that stood in the rows when the visits were scored, by Newton steps
 with forgetting: it follows recent log-loss, and because it fits probabilities, its answers are calibrated. Weights are
-never negative, so that they can be read: an expert's weight is its share of the say. An expert that said nothing is
-given the answer of Newton's learner, which always has one.
+never negative, so that they can be read: an expert's weight is its share of the say. A rival that rests is given the
+network's answer, any other expert that said nothing that of Newton's learner, which always has one.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ PRIOR = {
     "linear": 0.25, "newton": 0.25, "sequence": 0.0, "network": 0.125, "rival": 0.125, "memory": 0.0, "baseline": 0.25,
 }  # fmt: skip
 assert set(PRIOR) | {"blend"} == set(EXPERTS)
-NEWTON = EXPERTS.index("newton")
+NEWTON, NETWORK, RIVAL = (EXPERTS.index(name) for name in ("newton", "network", "rival"))
 ASKED = len(PRIOR)  # experts that are weighted: all but the blend itself
 _STRENGTH = 800.0  # of the prior weights, in curvature
 _WINDOW = 10_000.0  # examples after which one has lost all but 1/e of its say
@@ -92,5 +92,6 @@ class Blend:
 def _filled(experts: F32) -> F64:
     """(…, E + 1): the weighted experts and a constant, nothing missing."""
     asked = np.clip(experts[..., :ASKED].astype(np.float64), -_LIMIT, _LIMIT)
+    asked[..., RIVAL] = np.where(np.isnan(asked[..., RIVAL]), asked[..., NETWORK], asked[..., RIVAL])
     asked = np.where(np.isnan(asked), asked[..., NEWTON : NEWTON + 1], asked)
     return np.concatenate([np.nan_to_num(asked), np.ones((*asked.shape[:-1], 1))], axis=-1)

@@ -81,7 +81,7 @@ class Classifier:
         self._say(rows, "linear", linear)
         self._say(rows, "newton", np.stack([n.score(of_task(raw, t)) for t, n in enumerate(self.newton)], axis=1))
         self._say(rows, "sequence", self._sequence.score(pages))
-        networks = self.race.score(rows)
+        networks = self.race.score(rows, raw)
         self._say(rows, "network", networks[:, :, 0])
         self._say(rows, "rival", networks[:, :, 1])
         self._say(rows, "memory", self.memory.score(rows) + self.memory.prior)
@@ -114,7 +114,7 @@ class Classifier:
             if own.any():
                 newton.learn(of_task(raw[own], t), label[own], weight[own])
                 self.blend.learn(rows["experts"][own, t], t, label[own], weight[own])
-        self.race.learn(rows, fates, boost)
+        self.race.learn(rows, raw, fates, boost)
         ftrl_learn(np.concatenate([levels, pages[:, 1:]], axis=1), task, label, weight, self._z, self._n, self._bias)
         self._sequence.learn(pages, task, label, weight)
         self.memory.learn(rows, task, label, weight)

@@ -21,11 +21,31 @@ def dense_width(tasks: int) -> int:
 
 def dense(rows: Rows, vectors: bool = True) -> F32:
     """(B, width): numbers, cosines (nothing without `vectors`), counts of every task. Damage becomes zeros."""
-    flat = rows["counts"].reshape(len(rows), -1)
-    raw = np.concatenate([rows["numbers"], rows["cosines"], flat], axis=1, dtype=np.float32)
-    if not vectors:
-        raw[:, NUMBERS:_PLAIN] = 0
-    return np.clip(np.nan_to_num(raw), -1e4, 1e4)  # logarithms all: a larger one could only be damage
+    out = np.empty((len(rows), dense_width(rows.dtype["counts"].shape[1])), np.float32)
+    counts = rows["counts"].reshape(len(rows), -1).astype(np.float32)
+    _join(np.ascontiguousarray(rows["numbers"]), rows["cosines"].astype(np.float32), counts, vectors, out)
+    return out
+
+
+@kernel
+def _join(numbers: F32, cosines: F32, counts: F32, vectors: bool, out: F32) -> None:
+    for b in range(out.shape[0]):
+        for k in range(numbers.shape[1]):
+            out[b, k] = _tame(numbers[b, k])
+        at = numbers.shape[1]
+        for k in range(cosines.shape[1]):
+            out[b, at + k] = _tame(cosines[b, k]) if vectors else np.float32(0)
+        at += cosines.shape[1]
+        for k in range(counts.shape[1]):
+            out[b, at + k] = _tame(counts[b, k])
+
+
+@kernel
+def _tame(x: np.float32) -> np.float32:
+    """Logarithms all: one beyond 10,000 could only be damage, and what is no number counts as zero."""
+    if not np.isfinite(x):
+        return np.float32(0)
+    return min(max(x, np.float32(-1e4)), np.float32(1e4))
 
 
 def of_task(raw: F32, task: int) -> F32:

@@ -36,6 +36,7 @@ CANDIDATES = 8  # remembered sessions of each label among which the nearest one 
 TRIPLETS = 2  # an example; one ranks .01 worse at two thirds of the cost, three no better
 LEFT_OUT = 256  # of 1024 anchors go without their URL of the moment: so their company learns where it leads
 TEMPER = 0.6  # neighbours do not vote independently: taken at their word they claim too much (log-loss .53 for .50)
+TEACH_EVERY = 2  # examples; to be taught by all of them would cost as much as everything else in the classifier
 ENOUGH = 16  # sessions of each label from which there is something to say
 HALVE_AFTER = float(1 << 20)  # examples after which the counts of levels are halved: old ones are forgotten
 PRIOR_FADE = 1 - 1e-4  # of the label's rate, an example
@@ -166,7 +167,8 @@ def learn(
             for r in range(len(seen)):
                 seen[r] *= np.float32(0.5)
         same, other = min(count[y], room), min(count[1 - y], room)
-        for _ in range(TRIPLETS if min(same, other) >= ENOUGH else 0):
+        teaches = now % TEACH_EVERY == 0
+        for _ in range(TRIPLETS if teaches and min(same, other) >= ENOUGH else 0):
             h = mix(h)
             bare = bool((h & np.uint64(1023)) < np.uint64(LEFT_OUT))
             rows, length = _embed(pages[b], levels[b], bare, table, seen, totals[2], v, at_v, w_v)
@@ -198,8 +200,8 @@ def learn(
                 g[d] = weight[b] * v[d]
             _descend(n, length_n, rows_n, at_n, w_n, g, table, squares, scratch)
         for side in range(2):  # the rows have moved: one of each ring after the other gets its vector anew
-            if count[side] > 0:
-                j = now % min(count[side], room)
+            if teaches and count[side] > 0:
+                j = now // TEACH_EVERY % min(count[side], room)
                 _embed(
                     kept_pages[side, j],
                     kept_levels[side, j],

@@ -138,7 +138,13 @@ class Network:
         if self._by_hand():
             by_hand = np.empty((len(inputs.numbers), self._tasks), np.float32)
             forward(
-                inputs.levels, inputs.pages, inputs.absent, inputs.numbers, inputs.linear, self._views(self._mean), by_hand
+                inputs.levels,
+                inputs.pages,
+                inputs.absent,
+                inputs.numbers,
+                inputs.linear,
+                self._views(self._mean),
+                by_hand,
             )
             return by_hand
         t, w = self._tensor, self._layers(self._mean)
@@ -176,9 +182,7 @@ class Network:
         )  # fmt: skip
         return loss, gradient, of_levels, of_pages
 
-    def _gradients(
-        self, inputs: Inputs, lessons: Lessons, auxiliary: float
-    ) -> tuple[float, torch.Tensor, F32, F32]:
+    def _gradients(self, inputs: Inputs, lessons: Lessons, auxiliary: float) -> tuple[float, torch.Tensor, F32, F32]:
         """The summed loss, its gradients by the weights and by the embeddings."""
         t, w = self._tensor, self._layers(self._theta)
         levels, pages = t(inputs.levels).requires_grad_(), t(inputs.pages).requires_grad_()

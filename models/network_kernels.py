@@ -42,10 +42,13 @@ def _look(levels: F32, pages: F32, absent: Mask, x: F32, w: Layers, attention: F
     categories, width, out = w.sub_w.shape
     for a in range(categories):
         for j in range(out):
-            s = w.sub_b[a, 0, j]
-            for k in range(width):
-                s += levels[a, k] * w.sub_w[a, k, j]
-            u[a * out + j] = max(s, _ZERO)
+            u[a * out + j] = w.sub_b[a, 0, j]
+        for k in range(width):
+            if levels[a, k] != 0:
+                for j in range(out):
+                    u[a * out + j] += levels[a, k] * w.sub_w[a, k, j]
+        for j in range(out):
+            u[a * out + j] = max(u[a * out + j], _ZERO)
     at, size = categories * out, pages.shape[1]
     highest, total = np.float32(-1e30), _ZERO
     for k in range(pages.shape[0]):
@@ -105,19 +108,19 @@ def forward(levels: F32, pages: F32, absent: Mask, x: F32, linear: F32, w: Layer
 
 
 @kernel
-def _back(u: F32, d_out: F32, w: F32, g_w: F32, g_b: F32, d_u: F32, wanted: int) -> None:
-    """Through out = u w + b: adds to the gradients of w and b; d_u, of the first `wanted` inputs."""
+def _back(u: F32, d_out: F32, turned: F32, g_w: F32, g_b: F32, d_u: F32) -> None:
+    """Through out = u w + b: adds to the gradients of w and b; d_u, of as many inputs as w, transposed in `turned`, has."""
     for j in range(len(d_out)):
         g_b[j] += d_out[j]
     for i in range(len(u)):
         if u[i] != 0:
             for j in range(len(d_out)):
                 g_w[i, j] += u[i] * d_out[j]
-    for i in range(wanted):
-        s = _ZERO
-        for j in range(len(d_out)):
-            s += d_out[j] * w[i, j]
-        d_u[i] = s
+    d_u[: turned.shape[1]] = _ZERO
+    for j in range(len(d_out)):
+        if d_out[j] != 0:
+            for i in range(turned.shape[1]):
+                d_u[i] += d_out[j] * turned[j, i]
 
 
 @kernel
@@ -153,6 +156,7 @@ def backward(
     attention, u = np.empty(pages.shape[1], np.float32), np.empty(len(w.w1), np.float32)
     h1, h2 = np.empty(len(w.b1), np.float32), np.empty(len(w.b2), np.float32)
     d1, d2, d_u = np.empty_like(h1), np.empty_like(h2), np.empty_like(u)
+    w1_turned, w2_turned = w.w1[: seen + 2 * size].T.copy(), w.w2.T.copy()
     loss = 0.0
     for b in range(len(x)):
         _look(levels[b], pages[b], absent[b], x[b], w, attention, u)
@@ -169,11 +173,11 @@ def backward(
         for j in range(len(h2)):
             g.head[j, t] += d * h2[j]
             d2[j] = d * w.head[j, t] if h2[j] > 0 else _ZERO
-        _back(h1, d2, w.w2, g.w2, g.b2, d1, len(h1))
+        _back(h1, d2, w2_turned, g.w2, g.b2, d1)
         for j in range(len(h1)):
             if h1[j] <= 0:
                 d1[j] = _ZERO
-        _back(u, d1, w.w1, g.w1, g.b1, d_u, seen + 2 * size)
+        _back(u, d1, w1_turned, g.w1, g.b1, d_u)
         d_pages[b] = _ZERO
         for i in range(size):
             d_pages[b, 0, i] = d_u[seen + size + i]

@@ -53,8 +53,10 @@ class Newton:
     def __init__(self, width: int) -> None:
         self._width = width
         self._moments = np.zeros((3, width))  # n, Σ x, Σ x² of each input, over examples learned
-        self._weights: F64 = np.zeros(3 * width + 1)
-        self._curvature: F64 = np.zeros((3 * width + 1, 3 * width + 1))
+        # Of the inputs that vary, in the order x, hinges, hinges, constant:
+        self._active: I32 = np.zeros(0, np.int32)
+        self._weights = torch.zeros(1, dtype=torch.float64)
+        self._curvature = torch.zeros((1, 1), dtype=torch.float64)
         self.refused = 0  # steps not taken, because they were not finite
         self._look()
 
@@ -63,20 +65,33 @@ class Newton:
         n = np.maximum(self._moments[0], 1)
         mean = self._moments[1] / n
         variance = self._moments[2] / n - mean**2
-        self._active = np.flatnonzero(variance > _STILL).astype(np.int32)
-        self._mean, self._scale = mean[self._active], 1 / np.sqrt(variance[self._active])
-        k, w = self._active.astype(np.int64), self._width
-        self._place = np.concatenate([k, w + k, 2 * w + k, [3 * w]])  # of the active inputs' weights among all
+        active = np.flatnonzero(variance > _STILL).astype(np.int32)
+        if not np.array_equal(active, self._active):
+            self._make_room(active)
+        self._mean, self._scale = mean[active], 1 / np.sqrt(variance[active])
+
+    def _make_room(self, active: I32) -> None:
+        """New inputs vary, or old ones no more: weights keep their meaning."""
+        before, after = self._place(self._active), self._place(active)
+        weights, curvature = np.zeros(3 * self._width + 1), np.zeros((3 * self._width + 1,) * 2)
+        weights[before], curvature[np.ix_(before, before)] = self._weights.numpy(), self._curvature.numpy()
+        self._active = active
+        self._weights, self._curvature = torch.tensor(weights[after]), torch.tensor(curvature[np.ix_(after, after)])
+
+    def _place(self, active: I32) -> NDArray[np.int64]:
+        """Where the active inputs' weights stand among all."""
+        k, w = active.astype(np.int64), self._width
+        return np.concatenate([k, w + k, 2 * w + k, [3 * w]])
 
     def _inputs(self, raw: F32) -> torch.Tensor:
         # Torch's memory is aligned: equal inputs give equal bits.
-        out = torch.empty((len(raw), len(self._place)), dtype=torch.float64)
+        out = torch.empty((len(raw), len(self._weights)), dtype=torch.float64)
         _expand(raw, self._active, self._mean, self._scale, out.numpy())
         return out
 
     def score(self, raw: F32) -> F64:
         """(B,) logits of raw inputs (B, width)."""
-        out: F64 = (self._inputs(raw) @ torch.tensor(self._weights[self._place])).numpy()
+        out: F64 = (self._inputs(raw) @ self._weights).numpy()
         return out
 
     def learn(self, raw: F32, label: F32, weight: F32) -> None:
@@ -86,19 +101,19 @@ class Newton:
         x = raw.astype(np.float64)
         self._moments += np.stack([np.full(self._width, len(x), np.float64), x.sum(axis=0), (x**2).sum(axis=0)])
         self._look()
-        z, at = self._inputs(raw), np.ix_(self._place, self._place)
+        z = self._inputs(raw)
         y, w = torch.tensor(label, dtype=torch.float64), torch.tensor(weight, dtype=torch.float64)
-        theta = torch.tensor(self._weights[self._place])
-        p = torch.sigmoid(z @ theta)
+        p = torch.sigmoid(z @ self._weights)
         h = (p * (1 - p)).clamp_min_(_LEAST_CURVATURE) * w
-        kept = (1 - 1 / WINDOW) ** len(raw)
-        curvature = torch.tensor(self._curvature[at]) * kept + (z * h[:, None]).T @ z
-        factor, failed = torch.linalg.cholesky_ex(curvature + torch.diag(self._damping(len(theta))))
-        moved = theta - torch.cholesky_solve((z.T @ ((p - y) * w))[:, None], factor)[:, 0]
+        short = z.float()  # single precision is enough for the curvature of one chunk, and twice as fast
+        added = ((short * h[:, None].float()).T @ short).double()
+        curvature = self._curvature * (1 - 1 / WINDOW) ** len(raw) + added
+        factor, failed = torch.linalg.cholesky_ex(curvature + torch.diag(self._damping(len(self._weights))))
+        moved = self._weights - torch.cholesky_solve((z.T @ ((p - y) * w))[:, None], factor)[:, 0]
         if int(failed) or not bool(torch.isfinite(moved).all()):
             self.refused += 1
             return
-        self._weights[self._place], self._curvature[at] = moved.numpy(), curvature.numpy()
+        self._weights, self._curvature = moved, curvature
 
     def _damping(self, size: int) -> torch.Tensor:
         caution = CAUTION * math.exp(-self._moments[0, 0] / SETTLED)
@@ -112,7 +127,7 @@ class Newton:
 
     def contributions(self, raw: F32) -> F64:
         """(B, width): what each input, its hinges included, adds to the logit."""
-        z = self._inputs(raw).numpy() * self._weights[self._place]
+        z = (self._inputs(raw) * self._weights).numpy()
         out = np.zeros((len(raw), self._width))
         k = len(self._active)
         out[:, self._active] = z[:, :k] + z[:, k : 2 * k] + z[:, 2 * k : 3 * k]
@@ -122,17 +137,21 @@ class Newton:
         """Arrays from which `load` makes an equal one: of the inputs that vary."""
         return {
             "moments": self._moments,
-            "weights": self._weights,
-            "at": self._place,
-            "curvature": self._curvature[np.ix_(self._place, self._place)],
+            "active": self._active,
+            "weights": self._weights.numpy(),
+            "curvature": self._curvature.numpy(),
             "refused": np.array([self.refused], np.int64),
         }
 
     def load(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take over a saved state. Raises ValueError, IndexError or KeyError where it does not fit."""
-        self._moments[:], self._weights[:] = state["moments"], state["weights"]
-        self._curvature[:] = 0
-        at = state["at"].astype(np.int64)
-        self._curvature[np.ix_(at, at)] = state["curvature"]
+        active, weights, curvature = state["active"].astype(np.int32), state["weights"], state["curvature"]
+        size = 3 * len(active) + 1
+        if weights.shape != (size,) or curvature.shape != (size, size) or (active >= self._width).any():
+            raise ValueError(f"{len(active)} inputs do not have the weights {weights.shape}, {curvature.shape}")
+        self._moments[:] = state["moments"]
+        self._active = active
+        self._weights = torch.tensor(weights, dtype=torch.float64)
+        self._curvature = torch.tensor(curvature, dtype=torch.float64)
         self.refused = int(state["refused"][0])
         self._look()

@@ -35,6 +35,7 @@ RING = 2_048
 _HALF = 8_192  # examples of each half of a race; a rival must win both, for what gains at first may overfit later
 _WORTH = 1e-3  # of log-loss by which it must win: lesser gains were seen to turn into losses
 _SURE = 3.0  # standard errors at which a losing rival is given up early; visits of one session err together
+_REST = 6 * _HALF  # examples between two races, in which the incumbent works alone: two cost twice as much
 _FALLEN = 0.05  # of log-loss behind Newton's learner: the network has lost its way
 _GOOD_EVERY = 32  # steps after which the weights are remembered as good
 _NETWORK, _RIVAL, _NEWTON = (EXPERTS.index(name) for name in ("network", "rival", "newton"))
@@ -44,7 +45,8 @@ _VARIATIONS = np.concatenate([np.eye(3, dtype=np.int64), -np.eye(3, dtype=np.int
 
 
 class Race:
-    """Incumbent and rival, T tasks, with the embedding tables that both read. Rows are feature rows; B visits."""
+    """Incumbent and rival, T tasks, with the embedding tables that both read. Rows are feature rows, raw their `dense` part; B
+    visits."""
 
     def __init__(self, settings: ModelSettings, tasks: int) -> None:
         self._settings, self._tasks = settings, tasks
@@ -61,13 +63,13 @@ class Race:
         self._course = np.array([begin, begin], np.int64)  # of each network: its place among the choices
         self._tried = 0  # variations so far
         self.generation = 0  # of the pair, modulo 256: what one pair said is not held against the next
-        self._score = np.zeros(
-            (2, 4)
-        )  # of each half: n, Σ d, Σ d² of incumbent's loss minus rival's; Σ behind Newton's
+        self._score = np.zeros((2, 3))  # of each half of the race: n, Σ d, Σ d² of incumbent's loss minus rival's
+        self._behind = np.zeros(2)  # n, Σ of the incumbent's loss minus Newton's, of late
         self.won = 0  # races that the rival won
         self.skipped_steps = 0  # refused because their loss was not finite
         self.restarts = 0  # returns to the last good weights, or to none
         self._steps = 0
+        self._rest = 0  # examples until the next race
         self._good = self._networks[0].state()
         self._slow = 0  # halvings of the rate after restarts
         self._ring = np.zeros(RING, layout(tasks))
@@ -75,51 +77,66 @@ class Race:
         self._kept = 0  # examples that the ring has ever taken in
         self._vary()
 
-    def score(self, rows: Rows) -> F32:
-        """(B, T, 2) logits of incumbent and rival; the rows must hold what the linear learners said."""
-        inputs = self._inputs(rows)[2]
-        return np.stack([network.score(inputs) for network in self._networks], axis=2)
+    def score(self, rows: Rows, raw: F32) -> F32:
+        """(B, T, 2) logits of incumbent and rival (NaN where no race is on); the rows must hold what the linear learners
+        said."""
+        inputs = self._inputs(rows, raw)[2]
+        out = np.full((len(rows), self._tasks, 2), np.nan, np.float32)
+        for k, network in enumerate(self._racing):
+            out[:, :, k] = network.score(inputs)
+        return out
 
-    def _inputs(self, rows: Rows) -> tuple[I32, I32, Inputs]:
+    @property
+    def _racing(self) -> list[Network]:
+        return self._networks[:1] if self._rest else self._networks
+
+    def _inputs(self, rows: Rows, raw: F32) -> tuple[I32, I32, Inputs]:
         levels, pages = np.ascontiguousarray(rows["levels"]), np.ascontiguousarray(rows["pages"])
         a = np.empty((*levels.shape, self._settings.embedding), np.float32)
         p = np.empty((*pages.shape, self._settings.page_embedding), np.float32)
         read_rows(levels, self._levels, a)
         read_rows(pages, self._pages, p)
         linear = np.nan_to_num(rows["experts"][:, :, _LINEAR].astype(np.float32))
-        numbers = self._numbers.standardised(dense(rows, self._settings.vectors))
-        return levels, pages, Inputs(a, p, pages == 0, numbers, linear)
+        return levels, pages, Inputs(a, p, pages == 0, self._numbers.standardised(raw), linear)
 
-    def learn(self, rows: Rows, fates: F64, boost: float = 1.0) -> None:
+    def learn(self, rows: Rows, raw: F32, fates: F64, boost: float = 1.0) -> None:
         """One step from m examples. fates (m, 6): task, label, weight, steps, wait_ms, action; -1 where not known.
         `boost` lengthens the steps, after a drift."""
         self._judge(rows, fates)
-        self._numbers.learn(dense(rows, self._settings.vectors))
-        self._step(rows, fates, boost, (True, True))
-        replays = [REPLAYS[k] for k in self._course[:, 1]]
+        self._numbers.learn(raw)
+        self._step(rows, raw, fates, boost, (True, True))
+        replays = [REPLAYS[k] for k in self._course[: len(self._racing), 1]]
         for k in range(max(replays)):
             if self._kept >= RING // 4:
                 drawn = self._draw(len(rows), k)
-                self._step(self._ring[drawn], self._fates[drawn], boost, tuple(wanted > k for wanted in replays))
+                again = self._ring[drawn]
+                these = dense(again, self._settings.vectors)
+                self._step(again, these, self._fates[drawn], boost, tuple(wanted > k for wanted in replays))
         at = (self._kept + np.arange(len(rows))) % RING
         self._ring[at], self._fates[at] = rows, fates
         self._kept += len(rows)
         self._steps += 1
         self._guard()
-        self._decide()
+        if not self._rest:
+            self._decide()
+        elif (left := self._rest - len(rows)) > 0:
+            self._rest = left
+        else:
+            self._rest = 0
+            self._vary()
 
     def _draw(self, n: int, k: int) -> NDArray[np.int64]:
         """Places of n remembered examples, by a counter."""
         seed = np.uint64(self._kept * 8 + k) << np.uint64(20)
         return (mix_many(seed + np.arange(n, dtype=np.uint64)) % np.uint64(min(self._kept, RING))).astype(np.int64)
 
-    def _step(self, rows: Rows, fates: F64, boost: float, who: tuple[bool, ...]) -> None:
-        levels, pages, inputs = self._inputs(rows)
+    def _step(self, rows: Rows, raw: F32, fates: F64, boost: float, who: tuple[bool, ...]) -> None:
+        levels, pages, inputs = self._inputs(rows, raw)
         lessons = Lessons(
             fates[:, 0].astype(np.int64), fates[:, 1].astype(np.float32), fates[:, 2].astype(np.float32),
             later_of(fates[:, 3], fates[:, 4]), fates[:, 5].astype(np.int64),
         )  # fmt: skip
-        for k, network in enumerate(self._networks):
+        for k, network in enumerate(self._racing):
             if not who[k]:
                 continue
             rate = RATES[self._course[k, 0]] * boost * 0.5**self._slow
@@ -139,21 +156,31 @@ class Race:
         ours, theirs, newtons = (log_loss(said[:, who], fates[own, 1]) for who in (_NETWORK, _RIVAL, _NEWTON))
         with np.errstate(invalid="ignore"):
             d, behind = ours - theirs, ours - newtons
-        whole = np.isfinite(d) & np.isfinite(behind)
+        known, whole = np.isfinite(behind), np.isfinite(d)
+        if self._behind[0] >= _HALF:
+            self._behind /= 2
+        self._behind += [known.sum(), behind[known].sum()]
         half = int(self._score[0, 0] >= _HALF)
-        self._score[half] += [whole.sum(), d[whole].sum(), (d[whole] ** 2).sum(), behind[whole].sum()]
+        self._score[half] += [whole.sum(), d[whole].sum(), (d[whole] ** 2).sum()]
 
     def _decide(self) -> None:
-        n, gain, squares, _ = self._score.sum(axis=0)
+        n, gain, squares = self._score.sum(axis=0)
         if n >= 2 * _HALF:
             if (self._score[:, 1] > _WORTH * self._score[:, 0]).all():
                 self.won += 1
+                self._behind[:] = 0
                 self._networks.reverse()
                 self._course = self._course[::-1].copy()
                 self._good = self._networks[0].state()
-            self._vary()
+            self._pause()
         elif n >= _HALF / 2 and gain / n < -_SURE * np.sqrt(squares) / n:
-            self._vary()
+            self._pause()
+
+    def _pause(self) -> None:
+        """The race is over."""
+        self._rest = _REST
+        self.generation = (self.generation + 1) % 256
+        self._score[:] = 0
 
     def _vary(self) -> None:
         """A new pair: the rival is the incumbent with the next variation of its course."""
@@ -171,7 +198,7 @@ class Race:
                 return
 
     def _guard(self) -> None:
-        n, _, _, behind = self._score.sum(axis=0)
+        n, behind = self._behind
         fallen = n >= _HALF // 4 and behind / n > _FALLEN
         if fallen or not self._networks[0].is_finite():
             self.restarts += 1
@@ -180,7 +207,8 @@ class Race:
             if fallen:  # the good ones were not: begin again from Newton's answer
                 self._networks[0].forget()
             self._good = self._networks[0].state()
-            self._vary()
+            self._behind[:] = 0
+            self._pause()
         elif self._steps % _GOOD_EVERY == 0:
             self._good = self._networks[0].state()
 
@@ -193,10 +221,11 @@ class Race:
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Arrays from which `load` makes an equal pair; of the tables what is not zero, of the ring what is filled."""
         counters = [self.generation, self._tried, self.won, self.skipped_steps, self.restarts, self._steps, self._slow,
-                    self._kept]  # fmt: skip
+                    self._kept, self._rest]  # fmt: skip
         filled = min(self._kept, RING)
         out: dict[str, NDArray[np.generic]] = {
             "counters": np.array(counters, np.int64), "course": self._course, "score": self._score,
+            "behind": self._behind,
             "ring": np.frombuffer(self._ring[:filled].tobytes(), np.uint8), "fates": self._fates[:filled],
             "moments": self._numbers.moments,
         }  # fmt: skip
@@ -215,8 +244,9 @@ class Race:
     def load(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take over a saved state. Raises ValueError, IndexError, RuntimeError or KeyError where it does not fit."""
         (self.generation, self._tried, self.won, self.skipped_steps, self.restarts, self._steps, self._slow,
-         self._kept) = (int(x) for x in state["counters"])  # fmt: skip
+         self._kept, self._rest) = (int(x) for x in state["counters"])  # fmt: skip
         self._course, self._score = state["course"].astype(np.int64), state["score"].astype(np.float64)
+        self._behind = state["behind"].astype(np.float64)
         if self._course.min() < 0 or (self._course.max(axis=0) >= [len(choice) for choice in _CHOICES]).any():
             raise ValueError("a network's course is none that this version knows")
         filled = min(self._kept, RING)

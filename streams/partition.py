@@ -52,6 +52,7 @@ class Summary(msgspec.Struct):
     balance: dict[str, Balance] = msgspec.field(default_factory=dict)  # task → what became of its questions
     model_step: int = 0
     urls: int = 0  # that the model knew
+    insight: bytes = b""  # what the model said of itself, a models.insight.Insight
 
     @staticmethod
     def of(position: Position) -> "Summary":
@@ -166,7 +167,7 @@ class PartitionState:
 
     # -- checkpoint --------------------------------------------------------------------------------------------------
 
-    def checkpoint(self, model_step: int, urls: int) -> Checkpoint:
+    def checkpoint(self, model_step: int, urls: int, insight: bytes = b"") -> Checkpoint:
         """All that changed since the last one. `committed` must be called once the store has it."""
         summary = Summary(
             counters=self.counters,
@@ -177,6 +178,7 @@ class PartitionState:
             balance=self.balance,
             model_step=model_step,
             urls=urls,
+            insight=insight,
         )
         visitors = {}
         for name in self._dirty:

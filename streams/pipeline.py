@@ -223,8 +223,7 @@ class Pipeline:
         moved = [state for state in states if state.moved]
         refused: list[PartitionState] = []
         if moved:
-            step, urls = self.replica.learner.step, self.replica.learner.urls
-            written = await self.in_compute_thread(lambda: [state.checkpoint(step, urls) for state in moved])
+            written = await self.in_compute_thread(self._written, moved)
             # The first alone: where the store is away, one partition waits and says so, not each of them.
             first = await self._commit(written[0])
             verdicts = [first, *await asyncio.gather(*(self._commit(part) for part in written[1:]))]
@@ -244,6 +243,11 @@ class Pipeline:
             self.model_is_sound = False
         if self.yielding_since is None:
             await (self._reread(refused) if refused else self._share())
+
+    def _written(self, moved: Sequence[PartitionState]) -> list[Checkpoint]:
+        learner = self.replica.learner
+        insight = learner.insight().encode()
+        return [state.checkpoint(learner.step, learner.urls, insight) for state in moved]
 
     async def _delivered(self, states: Sequence[PartitionState]) -> None:
         flushed = asyncio.ensure_future(self.outbox.flushed([state.number for state in states]))

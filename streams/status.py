@@ -41,7 +41,6 @@ class WorkerReport(msgspec.Struct):
     ready: bool
     latency_counts: list[int] = []
     freshness_counts: list[int] = []
-    insight: bytes = b""  # what its learner says of itself, an encoded `models.insight.Insight`
 
 
 class WorkerStatus(msgspec.Struct):
@@ -147,10 +146,10 @@ def gather(positions: Sequence[Position], reports: Sequence[WorkerReport], lag: 
     """Add partitions and workers up."""
     counters, outcomes, progress, step, urls = Counters(), Counts(), dict[str, Progress](), 0, 0
     ranking = Ranking()
-    said = [(report.model_step, report.insight) for report in reports]
+    said = list[tuple[int, bytes]]()
     for position in positions:
         summary = Summary.of(position)
-        said.append((summary.model_step, getattr(summary, "insight", b"")))
+        said.append((summary.model_step, summary.insight))
         if summary.ranking:
             ranking.merge(Ranking.decode(summary.ranking))
         counters.add(summary.counters)

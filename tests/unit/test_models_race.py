@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from models.dense import dense
 from models.features import EXPERTS, layout
 from models.race import AUXILIARIES, RATES, REPLAYS, RING, Race
 from models.settings import ModelSettings
@@ -33,7 +34,7 @@ def fates(made: np.ndarray, seed: int) -> np.ndarray:
 def said(race: Race, made: np.ndarray, worse: int | None = None) -> np.ndarray:
     """Rows as they stand when the label comes; `worse` is who is made to look it."""
     made["generation"] = race.generation
-    made["experts"][:, :, [NETWORK, RIVAL]] = race.score(made)
+    made["experts"][:, :, [NETWORK, RIVAL]] = race.score(made, dense(made))
     if worse is not None:
         made["experts"][:, :, NETWORK + RIVAL - worse] = np.sign(made["numbers"][:, :1] * made["numbers"][:, 1:2])
         made["experts"][:, :, worse] = 0
@@ -43,14 +44,14 @@ def said(race: Race, made: np.ndarray, worse: int | None = None) -> np.ndarray:
 def run(race: Race, steps: int, seed: int = 0, worse: int | None = None, n: int = 256) -> None:
     for k in range(steps):
         made = said(race, rows(seed + k, n), worse)
-        race.learn(made, fates(made, seed + k))
+        race.learn(made, dense(made), fates(made, seed + k))
 
 
 def test_the_network_learns_what_the_linear_learners_cannot() -> None:
     race = Race(SETTINGS, 1)
     run(race, 150)
     made = rows(9_999, 2_000)
-    right = (race.score(made)[:, 0, 0] > 0) == (made["numbers"][:, 0] * made["numbers"][:, 1] > 0)
+    right = (race.score(made, dense(made))[:, 0, 0] > 0) == (made["numbers"][:, 0] * made["numbers"][:, 1] > 0)
     assert right.mean() > 0.9
 
 
@@ -82,7 +83,7 @@ def test_what_an_earlier_generation_said_is_not_held_against_this_one() -> None:
     for k in range(70):
         made = said(race, rows(k, 256), worse=NETWORK)
         made["generation"] = (race.generation + 7) % 256
-        race.learn(made, fates(made, k))
+        race.learn(made, dense(made), fates(made, k))
     assert race.won == 0
 
 
@@ -96,7 +97,7 @@ def test_broken_weights_go_back_to_the_last_good_ones() -> None:
     assert race.restarts == 1
     assert race.skipped_steps >= 1
     made = rows(9_999, 2_000)
-    right = (race.score(made)[:, 0, 0] > 0) == (made["numbers"][:, 0] * made["numbers"][:, 1] > 0)
+    right = (race.score(made, dense(made))[:, 0, 0] > 0) == (made["numbers"][:, 0] * made["numbers"][:, 1] > 0)
     assert right.mean() > 0.85, "what was good is still known"
 
 
@@ -108,14 +109,14 @@ def test_a_network_that_falls_behind_newtons_answer_begins_again_from_it_and_mor
         truth = np.sign(made["numbers"][:, 0] * made["numbers"][:, 1])
         made["experts"][:, 0, NEWTON] = 3 * truth
         made["experts"][:, 0, NETWORK] = -3 * truth
-        race.learn(made, fates(made, k))
+        race.learn(made, dense(made), fates(made, k))
         if race.restarts:
             break
     assert race.restarts == 1
     assert race.course["learning_rate"] == rate / 2
     made = rows(7, 50)
     made["experts"][:, 0, NEWTON] = np.linspace(-2, 2, 50)
-    assert race.score(made)[:, 0, 0] == pytest.approx(np.linspace(-2, 2, 50), abs=0.01)
+    assert race.score(made, dense(made))[:, 0, 0] == pytest.approx(np.linspace(-2, 2, 50), abs=0.01)
 
 
 def test_replay_draws_from_what_was_kept_and_the_ring_is_bounded() -> None:

@@ -23,16 +23,17 @@ SAID = Insight(
 )
 
 
-def position(step: int = 1, progress: Progress | None = None) -> Position:
-    summary = Summary(model_step=step, progress={"finished": progress.encode()} if progress else {})
+def position(step: int = 1, progress: Progress | None = None, insight: Insight | None = None) -> Position:
+    said = insight.encode() if insight else b""
+    kept = {"finished": progress.encode()} if progress else {}
+    summary = Summary(model_step=step, progress=kept, insight=said)
     return Position(summary=msgspec.msgpack.encode(summary))
 
 
-def report(step: int, insight: Insight | None = None) -> WorkerReport:
+def report(step: int) -> WorkerReport:
     return WorkerReport(
         id=f"w{step}", pid=1, host="h", partitions=[0], in_flight=0, visits_per_second=1.0, urls=1, model_step=step,
         idle_s=0.0, ready=True, latency_counts=[0] * 10, freshness_counts=[0] * 10,
-        insight=insight.encode() if insight else b"",
     )  # fmt: skip
 
 
@@ -77,11 +78,11 @@ def test_the_status_says_how_calibrated_each_side_is() -> None:
 def test_the_status_shows_what_the_learner_says_of_itself() -> None:
     progress = Progress()
     progress.add(0.9, 0.6, True)
-    found = gather([position(7, progress)], [report(3, Insight(memory=1)), report(9, SAID)], lag=0)
+    found = gather([position(3, insight=Insight(memory=1)), position(9, progress, SAID)], [report(3)], lag=0)
     as_json = msgspec.json.decode(msgspec.json.encode(found))
     assert as_json["drift"]["finished"] == {"model": 2, "baseline": 1, "examples_since": 1_500, "boost": 2.4}
     assert as_json["experts"]["finished"]["network"] == 0.6123
-    assert as_json["racing"] == {"": {"learning_rate": 0.002, "replay": 4}}
+    assert as_json["racing"] == {"": {"learning_rate": 0.002, "replay": 4, "auxiliary": 0.0}}
     assert as_json["memory"] == 12_345
     text = shown(found)
     assert "2 network, 1 River  (the last 1,500 examples ago), learning 2.4× faster" in text
@@ -96,12 +97,10 @@ def test_where_nothing_was_said_nothing_is_shown() -> None:
     assert not {"drifts", "experts", "chosen", "remembered"} & set(shown(found).split())
 
 
-def test_a_report_of_the_version_before_is_read() -> None:
-    fields = msgspec.to_builtins(report(3))
+def test_a_summary_of_the_version_before_is_read() -> None:
+    fields = msgspec.msgpack.decode(position(4).summary)
     del fields["insight"]
-    old = msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=WorkerReport)
-    assert old.insight == b""
-    assert gather([position()], [old], lag=0).drift == {}
+    assert gather([Position(summary=msgspec.msgpack.encode(fields))], [report(3)], lag=0).drift == {}
 
 
 def test_words_for_drifts_and_experts_are_short() -> None:
