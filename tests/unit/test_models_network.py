@@ -10,7 +10,7 @@ from models.features import CATEGORIES, PAGES
 from models.network import Inputs, Lessons, Network, later_of
 from models.settings import ModelSettings
 
-SETTINGS = ModelSettings(embedding=3, sub_net=2, page_embedding=5, hidden=7)
+SETTINGS = ModelSettings(embedding=3, sub_net=2, page_embedding=5, hidden=7, chunk=32)
 WIDTH, TASKS, M = 6, 2, 40
 
 
