@@ -139,7 +139,9 @@ class ScoredVisit(Struct, frozen=True, kw_only=True, gc=False):
     next_urls: Annotated[list[NextUrl], Meta(description="What may be visited next, best first; may be empty")] = field(
         default_factory=list
     )
-    novelty: Annotated[float, Meta(description="Share of recent visits that surprised less, 0 to 1: higher is stranger")]
+    novelty: Annotated[
+        float, Meta(description="Share of recent visits that surprised less, 0 to 1: higher is stranger")
+    ]
     model: ModelStamp
     source: Source
     flags: Annotated[tuple[str, ...], Meta(description="new_url, new_visitor, late, duplicate, …")] = ()

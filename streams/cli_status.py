@@ -75,10 +75,10 @@ def table(found: Status, of_latency: str = "") -> Table:
     ]
     for name, p in found.progressive.items():
         rows.append(
-            (f"AUC of {name}", f"{show(p.auc, 3)} network, {show(p.baseline_auc, 3)} River  ({p.examples:,} examples)")
+            (f"AUC of {name}", f"{show(p.auc, 3)} ours, {show(p.baseline_auc, 3)} River  ({p.examples:,} examples)")
         )
-        rows.append((f"log-loss of {name}", f"{show(p.logloss, 3)} network, {show(p.baseline_logloss, 3)} River"))
-        rows.append((f"calibration error of {name}", f"{show(p.ece, 4)} network, {show(p.baseline_ece, 4)} River"))
+        rows.append((f"log-loss of {name}", f"{show(p.logloss, 3)} ours, {show(p.baseline_logloss, 3)} River"))
+        rows.append((f"calibration error of {name}", f"{show(p.ece, 4)} ours, {show(p.baseline_ece, 4)} River"))
         if name in found.drift:
             rows.append((f"drifts of {name}", drifts(found.drift[name])))
         if found.experts.get(name):
@@ -101,7 +101,7 @@ def drifts(of: Drifts) -> str:
     """How often the losses rose beyond chance, and what is done about it."""
     ago = "" if of.examples_since is None else f"  (the last {of.examples_since:,} examples ago)"
     faster = f", learning {of.boost:.1f}× faster" if of.boost >= 1.05 else ""
-    return f"{of.model} network, {of.baseline} River{ago}{faster}"
+    return f"{of.model} ours, {of.baseline} River{ago}{faster}"
 
 
 def experts(weights: Mapping[str, float]) -> str:

@@ -46,8 +46,16 @@ async function refresh() {
       ['Outcomes joined', s.outcomes_joined], ['Examples learned', s.examples_learned], ['Rejected', s.rejected],
       ['URLs known', s.urls], ['Latency p50 / p99, ms', show(s.latency_ms.p50) + ' / ' + show(s.latency_ms.p99)],
       ['Next URL among ten', s.next_url_hit_rate_at_10]];
-    for (const [task, p] of Object.entries(s.progressive))
-      rows.push([`AUC of ${task}: network / River`, show(p.auc) + ' / ' + show(p.baseline_auc)]);
+    for (const [task, p] of Object.entries(s.progressive)) {
+      rows.push([`AUC of ${task}: ours / River`, show(p.auc) + ' / ' + show(p.baseline_auc)]);
+      rows.push([`Calibration error of ${task}`, show(p.ece) + ' / ' + show(p.baseline_ece)]);
+    }
+    for (const [task, d] of Object.entries(s.drift))
+      rows.push([`Drifts of ${task}`, `${show(d.model)} / ${show(d.baseline)}` + (d.examples_since === null ? '' :
+        ` (the last ${show(d.examples_since)} examples ago)`)]);
+    for (const [task, weights] of Object.entries(s.experts))
+      rows.push([`Experts of ${task}`, Object.entries(weights).filter(([, w]) => w >= 0.01).sort((a, b) => b[1] - a[1])
+        .map(([name, w]) => `${name} ${w.toFixed(2)}`).join(', ')]);
     $('numbers').replaceChildren(...rows.map(([n, v]) => row(n, show(v))));
   } catch (e) { $('state').textContent = `No answer: ${e.message}`; }
   setTimeout(refresh, 1000);
@@ -135,4 +143,9 @@ def exposition(status: Status) -> str:
         ("url2vec_learning_share", "gauge", "Share of visits that URL2vec learned from", status.learning_share),
     ):
         lines += [f"# HELP {name} {text}.", f"# TYPE {name} {kind}", f"{name} {value}"]
+    if status.drift:
+        lines += ["# HELP url2vec_drifts_total Rises of a loss beyond chance.", "# TYPE url2vec_drifts_total counter"]
+    for task, drifts in status.drift.items():
+        for side, count in (("model", drifts.model), ("baseline", drifts.baseline)):
+            lines.append(f'url2vec_drifts_total{{task="{task}",side="{side}"}} {count}')
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from rich.console import Console
 from models.insight import Drifts, Insight, Racing
 from models.progressive import Progress
 from streams.cli_status import drifts, experts, table
+from streams.pages import exposition
 from streams.partition import Summary
 from streams.status import Status, WorkerReport, gather, newest
 from streams.store import Position
@@ -85,7 +86,7 @@ def test_the_status_shows_what_the_learner_says_of_itself() -> None:
     assert as_json["racing"] == {"": {"learning_rate": 0.002, "replay": 4, "auxiliary": 0.0}}
     assert as_json["memory"] == 12_345
     text = shown(found)
-    assert "2 network, 1 River  (the last 1,500 examples ago), learning 2.4× faster" in text
+    assert "2 ours, 1 River  (the last 1,500 examples ago), learning 2.4× faster" in text
     assert "network 0.61, linear 0.38" in text
     assert "learning rate 0.002, each example again 4×" in text
     assert "12,345" in text
@@ -104,6 +105,13 @@ def test_a_summary_of_the_version_before_is_read() -> None:
 
 
 def test_words_for_drifts_and_experts_are_short() -> None:
-    assert drifts(Drifts()) == "0 network, 0 River"
+    assert drifts(Drifts()) == "0 ours, 0 River"
     assert experts({"a": 0.1, "b": 0.9, "c": 0.0}) == "b 0.90, a 0.10"
     assert experts({"a": 0.0}) == "none"
+
+
+def test_prometheus_is_told_of_drifts() -> None:
+    lines = exposition(gather([position(9, insight=SAID)], [], lag=0)).splitlines()
+    assert 'url2vec_drifts_total{task="finished",side="model"} 2' in lines
+    assert 'url2vec_drifts_total{task="finished",side="baseline"} 1' in lines
+    assert all(" " in line and (line.startswith("#") or line.split()[-1].replace(".", "").isdigit()) for line in lines)
