@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from river import linear_model, optim
+from river import linear_model, optim, preprocessing
 
 from models.compiled import kernel
+from models.features import NUMBERS
 from streams.bench.classifier_stream import F32, I32, I64, Recording, Rows, ToLearn
 from streams.bench.classifier_trees import Forest, LightGBM
 from streams.bench.latent import Factors
@@ -100,28 +101,42 @@ def attributes(rows: Rows, task: I32, with_counts: bool) -> list[dict[int, float
     ]
 
 
+_NUMBER_KEYS = range(-NUMBERS, 0)  # of the numbers in `attributes`, which come before the counts
+
+
 class River:
-    """Logistic regression, as a River user would write it well."""
+    """Logistic regression, as a River user would write it well: levels one-hot, numbers through a StandardScaler, and target
+    statistics; without them (`with_counts`) numbers are scaled by a constant."""
 
     def __init__(self, tasks: int, rate: float, with_counts: bool) -> None:
-        self.name = "River, with counts" if with_counts else "River"
+        self.name = "River, standardised, with counts" if with_counts else "River"
         self.setting = f"AdaGrad {rate:g}"
         self._with_counts = with_counts
         self._models: list[Any] = [linear_model.LogisticRegression(optimizer=optim.AdaGrad(rate)) for _ in range(tasks)]
+        self._scalers: list[Any] = [preprocessing.StandardScaler() for _ in range(tasks)]
+
+    def _standardised(self, x: dict[int, float], t: int, learn: bool) -> dict[int, float]:
+        if not self._with_counts:
+            return x
+        numbers = {key: x.get(key, 0.0) for key in _NUMBER_KEYS}
+        if learn:
+            self._scalers[t].learn_one(numbers)
+        standardised: dict[int, float] = self._scalers[t].transform_one(numbers)
+        return x | standardised
 
     def score(self, start: int, rows: Rows) -> F32:
         """One after the other."""
         out = np.empty((len(rows), len(self._models)), np.float32)
         for t, model in enumerate(self._models):
             x = attributes(rows, np.full(len(rows), t, np.int32), self._with_counts)
-            out[:, t] = [model.predict_proba_one(one)[True] for one in x]
+            out[:, t] = [model.predict_proba_one(self._standardised(one, t, learn=False))[True] for one in x]
         return np.nan_to_num(out, nan=0.5)
 
     def learn(self, event: ToLearn, rows: Rows) -> None:
         """One after the other."""
         x = attributes(rows, event.task, self._with_counts)
         for one, t, y, w in zip(x, event.task.tolist(), event.label.tolist(), event.weight.tolist(), strict=True):
-            self._models[t].learn_one(one, y > 0.5, w)
+            self._models[t].learn_one(self._standardised(one, t, learn=True), y > 0.5, w)
 
 
 # -- FTRL ----------------------------------------------------------------------------------------------------------------
