@@ -20,9 +20,7 @@ from models.features import CATEGORIES, EXPERTS, PAGES
 from models.memory_kernels import COMMON, ENOUGH, F32, I32, WIDTH, embed, first_rows, learn, vote
 from models.settings import ModelSettings
 
-ROOM = (
-    512  # sessions of each label; eight times as many ranked hardly better on Wikispeedia, and cost eight times as much
-)
+ROOM = 256  # sessions of each label; more rank a little better, and each costs every visit 3 ns
 BITS = 15  # log2 of the rows of a task's table: 2 MB
 OVERLAP_COUNTS = 2.0  # against the cosine, in what is shown: a page in common of five is about a tenth
 _BLEND = EXPERTS.index("blend")
