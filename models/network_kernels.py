@@ -77,10 +77,15 @@ def _through(u: F32, w: F32, b: F32, out: F32) -> None:
     """out = relu(u w + b)."""
     for j in range(len(out)):
         out[j] = b[j]
-    for i in range(len(u)):
-        if u[i] != 0:
+    whole = len(u) // 4 * 4
+    for i in range(0, whole, 4):  # by fours: a quarter of the traffic
+        x0, x1, x2, x3 = u[i], u[i + 1], u[i + 2], u[i + 3]
+        if x0 != 0 or x1 != 0 or x2 != 0 or x3 != 0:
             for j in range(len(out)):
-                out[j] += u[i] * w[i, j]
+                out[j] += (x0 * w[i, j] + x1 * w[i + 1, j]) + (x2 * w[i + 2, j] + x3 * w[i + 3, j])
+    for i in range(whole, len(u)):
+        for j in range(len(out)):
+            out[j] += u[i] * w[i, j]
     for j in range(len(out)):
         out[j] = max(out[j], _ZERO)
 
