@@ -20,6 +20,7 @@ from models.drift import BOOST, Drift
 from models.features import EXPERTS, Features, layout_mark, parse
 from models.insight import Drifts, Insight, Racing
 from models.lesson import UNKNOWN, WHOLE, CorruptLesson, Example, Lesson, Steps
+from models.memory_kernels import ENOUGH
 from models.next_url import NextUrls
 from models.novelty import Novelty
 from models.progressive import log_loss
@@ -31,6 +32,7 @@ from models.visits import VisitContext, url_identity
 
 __all__ = ["CorruptLesson", "CorruptSnapshot", "Example", "Learner", "Lesson", "Scored"]
 
+WARM_VISITS = 4 * ENOUGH  # enough sessions of each answer for the memory to vote
 _BLEND, _BASELINE = EXPERTS.index("blend"), EXPERTS.index("baseline")
 
 
@@ -265,20 +267,21 @@ class Learner:
     def warm_up(self) -> None:
         """Compile every kernel and take a torch step on throwaway state, so that the first visit is not slow."""
         other = Learner(replace(self.settings, capacity=64, table_bits=8, embedding_bits=8), self.tasks or ("warm",))
-        visits = [_visit(k) for k in range(4)]
+        visits = [_visit(k) for k in range(WARM_VISITS)]
         for _ in range(2):
             scored = other.score(visits)
-            examples = [Example(other.tasks[0], row, k % 2 == 0) for k, row in enumerate(scored.features)]
+            examples = [Example(task, row, k % 2 == 0) for k, row in enumerate(scored.features) for task in other.tasks]
             other.learn(Lesson.decode(Lesson.of(visits, examples, 1).encode()))
+        other.score(visits[:1])
         other.restore(other.snapshot())
         other.nearest(visits[0].url, 1)
 
 
 def _visit(k: int) -> VisitContext:
     urls = [f"https://warm.example/{n}" for n in range(4)]
-    ids = [url_identity(url) for url in urls]
+    ids, session, k = [url_identity(url) for url in urls], k + 1, k % 4
     return VisitContext(
-        url=urls[k], url_id=ids[k], recent=tuple(ids[:k][::-1]), entry=ids[0], position=k + 1, timestamp_ms=k,
+        url=urls[k], url_id=ids[k], session=session, recent=tuple(ids[:k][::-1]), entry=ids[0], position=k + 1, timestamp_ms=k,
         since_previous_ms=k - 1, since_start_ms=k, visits_before=k, sessions_before=0, event_name="page_view",
         referrer=None, user_agent=None, title=None, properties={"to": urls[0], "n": k}, repeat=False,
     )  # fmt: skip

@@ -1,9 +1,10 @@
 """Two networks in a race, so that the stream chooses learning rate and replay, and not the user.
 
 The incumbent answers; the rival is a copy of it that learns with one thing different. Both say what they think of every
-visit, and are judged by what came of it, on what they said when the visit was scored. When one is surely better the race
-is over: the winner, weights and settings, is the incumbent, and the next rival starts as its copy with the next
-variation (population-based training, Jaderberg et al. 2017, with a population of two, on progressive loss).
+visit, and are judged by what came of it, on what they said when the visit was scored. A rival that wins both halves of the
+race is the incumbent from then on, weights and settings; one that is surely worse is given up. Then the incumbent works
+alone for a while, and its next copy, with the next variation, has its turn (population-based training, Jaderberg et al.
+2017, with a population of two, on progressive loss).
 
 Replay draws from a ring of the last examples, by a counter, not by chance. A network that falls behind Newton's learner, or
 whose numbers break, goes back to its last good weights, or to none, and learns more slowly.
@@ -96,7 +97,7 @@ class Race:
         p = np.empty((*pages.shape, self._settings.page_embedding), np.float32)
         read_rows(levels, self._levels, a)
         read_rows(pages, self._pages, p)
-        linear = np.nan_to_num(rows["experts"][:, :, _LINEAR].astype(np.float32))
+        linear = np.ascontiguousarray(np.nan_to_num(rows["experts"][:, :, _LINEAR].astype(np.float32)))
         return levels, pages, Inputs(a, p, pages == 0, self._numbers.standardised(raw), linear)
 
     def learn(self, rows: Rows, raw: F32, fates: F64, boost: float = 1.0) -> None:
