@@ -8,11 +8,13 @@ Every method raises StoreError when Redis is away or refuses.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from redis.exceptions import RedisError, WatchError
 
 from streams.errors import StaleOffset, StoreError
-from streams.store import Position, Store, reason
+from streams.redis_client import reason
+from streams.store import Position, Store
 
 _ENTRIES_A_COMMAND = 5_000
 
@@ -26,36 +28,37 @@ class DueIndex:
     async def is_complete(self, partition: int, epoch: int) -> bool:
         """Whether each stored ledger of a partition is in the index, by the tasks of today."""
         store = self._store
-        try:
-            async with store.client.pipeline(transaction=True) as pipe:
+        at = store.key(partition, "position")
+
+        async def job(client: Any) -> Any:
+            async with client.pipeline(transaction=True) as pipe:
                 pipe.hlen(store.key(partition, "joins", epoch))
                 pipe.zcard(store.key(partition, "due", epoch))
-                pipe.hmget(store.key(partition, "position"), "step", "indexed")
-                ledgers, entries, (step, indexed) = await pipe.execute()
-        except RedisError as error:
-            raise StoreError(
-                f"the index of partition {partition} cannot be read from Redis: {reason(error)}"
-            ) from error
+                pipe.hmget(at, "step", "indexed")
+                return await pipe.execute()
+
+        what = f"the index of partition {partition} cannot be read from Redis"
+        ledgers, entries, (step, indexed) = await store.ask(at, job, what)
         written = step is not None and indexed is not None and indexed.decode() == store.indexed(int(step))
         return ledgers == entries and (written or not ledgers)
 
     async def page(self, partition: int, epoch: int, from_ms: int, limit: int) -> list[tuple[str, int]]:
         """The visitors who are due first of those due at `from_ms` or later, and when; at most `limit` of them."""
         key = self._store.key(partition, "due", epoch)
-        try:
-            rows = await self._store.client.zrangebyscore(key, from_ms, "+inf", start=0, num=limit, withscores=True)
-        except RedisError as error:
-            raise StoreError(
-                f"the index of partition {partition} cannot be read from Redis: {reason(error)}"
-            ) from error
+        rows = await self._store.ask(
+            key,
+            lambda client: client.zrangebyscore(key, from_ms, "+inf", start=0, num=limit, withscores=True),
+            f"the index of partition {partition} cannot be read from Redis",
+        )
         return [(name.decode(), int(due_ms)) for name, due_ms in rows]
 
     async def make(self, partition: int, position: Position, due: Mapping[str, int]) -> None:
         """Put `due` in the place of the index. Raises StaleOffset when the partition is not at `position` any more."""
         store = self._store
         at, key = store.key(partition, "position"), store.key(partition, "due", position.epoch)
-        try:
-            async with store.client.pipeline(transaction=True) as pipe:
+
+        async def job(client: Any) -> None:
+            async with client.pipeline(transaction=True) as pipe:
                 await pipe.watch(at)
                 held = await pipe.hget(at, "mark")
                 if (held.decode() if held is not None else "") != position.mark:
@@ -69,6 +72,9 @@ class DueIndex:
                 if position.mark:
                     pipe.hset(at, "indexed", store.indexed(position.step))
                 await pipe.execute()
+
+        try:
+            await store.redis.at(at, job)
         except WatchError as error:
             raise StaleOffset(f"partition {partition} moved while its index was made") from error
         except RedisError as error:

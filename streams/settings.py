@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -222,16 +221,11 @@ def kafka_address(text: str) -> str:
 
 
 def redis_address(text: str) -> str:
-    """A `redis://`, `rediss://` or `unix://` URL; `host:port` is completed. Raises ConfigError without the password."""
+    """An address as `streams.redis_client` reads it; `host:port` is completed. Raises ConfigError without the password."""
+    from streams.redis_client import read_address  # a client's library is not for who has no address of a server
+
     url = text if "://" in text else f"redis://{text}/0"
-    try:
-        parts = urlsplit(url)
-        reachable = parts.port is not None or parts.hostname or parts.scheme == "unix"
-        reachable = reachable and parts.scheme in {"redis", "rediss", "unix"}
-    except ValueError:  # a port that is no number, a bracket that does not close
-        reachable = False
-    if not reachable:
-        raise ConfigError("the Redis address is not redis://host:port/db, rediss://… or host:port")
+    read_address(url)
     return url
 
 

@@ -30,22 +30,24 @@ Imported vectors are the lessons of a partition that no topic has, IMPORTS: repl
 afresh with it; what was learned, and the counters, stay.
 """
 
-import os
+import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-import redis.asyncio
 import redis.exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, WatchError
 from xxhash import xxh3_64_hexdigest
 
 from streams.errors import StaleOffset, StoreError
+from streams.redis_client import RedisClient, check, reason
 from streams.settings import Settings
+
+log = logging.getLogger("url2vec")
+
+Answer = TypeVar("Answer")
 
 NAMESPACE = "url2vec"
 IMPORTS = -1  # the number under which imported vectors stand among partitions
@@ -103,25 +105,25 @@ class LessonEntry:
 
 
 class Store:
-    """One connection pool to Redis. Every method raises StoreError when Redis is away or refuses."""
+    """The state in Redis, whatever servers that is. Every method raises StoreError when Redis is away or refuses."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.ttl_ms = settings.visitor_ttl_ms * 2
-        # Any: the library types each answer as decoded or not, and ours never are.
-        self.client: Any = redis.asyncio.Redis.from_url(
-            settings.redis,
-            socket_timeout=10,
-            socket_connect_timeout=3,
-            health_check_interval=15,
-            max_connections=64,
-            # Tried once: whoever can wait says so and waits (streams.patience); a hidden retry would only be silence.
-            retry=Retry(NoBackoff(), 0),
-        )
+        self.redis = RedisClient(settings.redis)
+        self.client: Any = self.redis.first  # of a Cluster: the node of the address
+        self._is_checked = False
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.client.aclose()
+        await self.redis.aclose()
+
+    async def ask(self, key: str, job: Callable[[Any], Awaitable[Answer]], what: str) -> Answer:
+        """What `job` gives on the server that holds `key`. Raises StoreError, which begins with `what` failed."""
+        try:
+            return await self.redis.at(key, job)
+        except RedisError as error:
+            raise StoreError(f"{what}: {reason(error)}") from error
 
     def key(self, partition: int | str, *parts: object) -> str:
         """The key of something of a partition, or of the whole group's (`partition` = 'model', 'workers')."""
@@ -135,9 +137,15 @@ class Store:
         return f"{step}:{xxh3_64_hexdigest(repr((settings.session_gap_ms, sorted(horizons))))}"
 
     async def ping(self) -> None:
-        """Raises StoreError when Redis does not answer."""
+        """Raises StoreError when Redis does not answer; the first time it does, ConfigError when it would lose state."""
         try:
-            await self.client.ping()
+            if self._is_checked:
+                for server in await self.redis.primaries():
+                    await server.ping()
+                return
+            for sentence in await check(self.redis):
+                log.warning("%s", sentence)
+            self._is_checked = True
         except RedisError as error:
             raise StoreError(f"Redis does not answer: {reason(error)}") from error
 
@@ -145,19 +153,16 @@ class Store:
 
     async def position(self, partition: int) -> Position:
         """Where the partition stands."""
-        try:
-            found = await self.client.hgetall(self.key(partition, "position"))
-            if not found:
-                last = await self.client.xrevrange(self.key(partition, "lessons"), count=1)
-                # Lessons outlive a position that somebody deleted: steps go on after them, for a stream's ids only grow.
-                lessons_at = _step(last[0][0]) if last else 0
-                # Steps begin at the clock, far above any count of steps, so that those of a store that was emptied are
-                # higher than those before: who follows the lessons sees them as new.
-                return Position(step=max(lessons_at, int(time.time() * 1000)), last_lesson=lessons_at)
-        except RedisError as error:
-            raise StoreError(
-                f"the position of partition {partition} cannot be read from Redis: {reason(error)}"
-            ) from error
+        key, lessons = self.key(partition, "position"), self.key(partition, "lessons")
+        what = f"the position of partition {partition} cannot be read from Redis"
+        found = await self.ask(key, lambda client: client.hgetall(key), what)
+        if not found:
+            last = await self.ask(lessons, lambda client: client.xrevrange(lessons, count=1), what)
+            # Lessons outlive a position that somebody deleted: steps go on after them, for a stream's ids only grow.
+            lessons_at = _step(last[0][0]) if last else 0
+            # Steps begin at the clock, far above any count of steps, so that those of a store that was emptied are
+            # higher than those before: who follows the lessons sees them as new.
+            return Position(step=max(lessons_at, int(time.time() * 1000)), last_lesson=lessons_at)
         return Position(
             mark=found[b"mark"].decode(),
             step=int(found[b"step"]),
@@ -171,13 +176,16 @@ class Store:
 
     async def joins(self, partition: int, epoch: int) -> AsyncIterator[tuple[str, bytes]]:
         """Every visitor of the partition with scored visits whose outcome is not known yet."""
+        key = self.key(partition, "joins", epoch)
+        what = f"partition {partition}: pending examples cannot be read from Redis"
+        await self.ask(key, lambda client: client.hlen(key), what)  # where it is
         try:
-            async for visitor, blob in self.client.hscan_iter(self.key(partition, "joins", epoch), count=1_000):
-                yield visitor.decode(), blob
+            # On one connection: a cursor says nothing to another server, or to this one after a restart.
+            async with (await self.redis.holder(key)).client() as connection:
+                async for visitor, blob in connection.hscan_iter(key, count=1_000):
+                    yield visitor.decode(), blob
         except RedisError as error:
-            raise StoreError(
-                f"partition {partition}: pending examples cannot be read from Redis: {reason(error)}"
-            ) from error
+            raise StoreError(f"{what}: {reason(error)}") from error
 
     async def visitors(self, partition: int, epoch: int, names: Sequence[str]) -> dict[str, bytes]:
         """State of those of `names` that the store knows."""
@@ -197,13 +205,15 @@ class Store:
             (self.key(partition, "joins", epoch), pending, ledgers),
         ]
         asked = [(key, names, into) for key, names, into in asked if names]
-        try:
-            async with self.client.pipeline(transaction=False) as pipe:
+
+        async def job(client: Any) -> Any:
+            async with client.pipeline(transaction=False) as pipe:
                 for key, names, _ in asked:
                     pipe.hmget(key, names)
-                answers = await pipe.execute()
-        except RedisError as error:
-            raise StoreError(f"visitors of partition {partition} cannot be read from Redis: {reason(error)}") from error
+                return await pipe.execute()
+
+        at = self.key(partition, "position")
+        answers = await self.ask(at, job, f"visitors of partition {partition} cannot be read from Redis")
         for (_, names, into), blobs in zip(asked, answers, strict=True):
             into.update((name, blob) for name, blob in zip(names, blobs, strict=True) if blob is not None)
         return states, ledgers
@@ -219,8 +229,9 @@ class Store:
         """
         partition, to = checkpoint.partition, checkpoint.position
         key = self.key(partition, "position")
-        try:
-            async with self.client.pipeline(transaction=True) as pipe:
+
+        async def job(client: Any) -> None:
+            async with client.pipeline(transaction=True) as pipe:
                 await pipe.watch(key)
                 found = await pipe.hget(key, "mark")
                 held = None if found is None else found.decode()
@@ -234,6 +245,9 @@ class Store:
                 pipe.multi()
                 self._write(pipe, checkpoint)
                 await pipe.execute()
+
+        try:
+            await self.redis.at(key, job)
         except WatchError as error:
             # The client says the same of a connection that broke; then nobody knows whether it arrived.
             if isinstance(error.__context__, _UNANSWERED):
@@ -288,20 +302,21 @@ class Store:
 
     async def lessons(self, partition: int, after: int, limit: int = 100) -> list[LessonEntry]:
         """Lessons of a partition after a step, oldest first, at most `limit` of them."""
-        try:
-            rows = await self.client.xrange(self.key(partition, "lessons"), min=f"({after}-0", count=limit)
-        except RedisError as error:
-            raise StoreError(
-                f"the lessons of partition {partition} cannot be read from Redis: {reason(error)}"
-            ) from error
+        key = self.key(partition, "lessons")
+        rows = await self.ask(
+            key,
+            lambda client: client.xrange(key, min=f"({after}-0", count=limit),
+            f"the lessons of partition {partition} cannot be read from Redis",
+        )
         return [LessonEntry(_step(id_), int(row[b"after"]), row[b"lesson"]) for id_, row in rows]
 
     async def add_import(self, blob: bytes) -> int:
         """Append imported vectors to those that every replica takes in; returns their number, which only grows."""
         key = self.key(IMPORTS, "lessons")
-        try:
+
+        async def job(client: Any) -> int:
             while True:
-                async with self.client.pipeline(transaction=True) as pipe:
+                async with client.pipeline(transaction=True) as pipe:
                     await pipe.watch(key)
                     # By the stream's own account, which outlives the entries that were trimmed.
                     last = _step((await pipe.xinfo_stream(key))["last-generated-id"]) if await pipe.exists(key) else 0
@@ -316,40 +331,39 @@ class Store:
                             raise error.__context__ from error
                         continue  # another import came in between
                     return number
-        except RedisError as error:
-            raise StoreError(f"imported vectors cannot be written to Redis: {reason(error)}") from error
+
+        return await self.ask(key, job, "imported vectors cannot be written to Redis")
 
     async def trim_lessons(self, through: Mapping[int, int]) -> None:
         """Delete lessons that two snapshots hold: `through` maps a partition to the last step not needed any more."""
-        try:
-            async with self.client.pipeline(transaction=False) as pipe:
-                for partition, step in through.items():
-                    pipe.xtrim(self.key(partition, "lessons"), minid=f"{step + 1}-0", approximate=False)
-                await pipe.execute()
-        except RedisError as error:
-            raise StoreError(f"lessons cannot be trimmed: {reason(error)}") from error
+        for partition, step in through.items():  # each in a slot of its own
+            await self._trim(self.key(partition, "lessons"), step)
+
+    async def _trim(self, key: str, step: int) -> None:
+        await self.ask(
+            key,
+            lambda client: client.xtrim(key, minid=f"{step + 1}-0", approximate=False),
+            "lessons cannot be trimmed",
+        )
 
     async def write_snapshot(self, blob: bytes, stamp: Mapping[int, int]) -> None:
         """Keep a snapshot of the model beside the one before it. `stamp` says which step of each partition it holds."""
         key = self.key("model", "snapshot")
-        created_ms = int(time.time() * 1000)
-        try:
-            async with self.client.pipeline(transaction=True) as pipe:
-                pipe.lpush(key, msgspec.msgpack.encode((created_ms, dict(stamp), blob)))
+        row = msgspec.msgpack.encode((int(time.time() * 1000), dict(stamp), blob))
+
+        async def job(client: Any) -> None:
+            async with client.pipeline(transaction=True) as pipe:
+                pipe.lpush(key, row)
                 pipe.ltrim(key, 0, 1)
                 pipe.pexpire(key, self.ttl_ms)
                 await pipe.execute()
-        except RedisError as error:
-            raise StoreError(
-                f"the snapshot of {len(blob):,} bytes cannot be written to Redis: {reason(error)}"
-            ) from error
+
+        await self.ask(key, job, f"the snapshot of {len(blob):,} bytes cannot be written to Redis")
 
     async def snapshots(self) -> list[tuple[int, dict[int, int], bytes]]:
         """The snapshots that are kept, newest first: (created, epoch ms; step of each partition; bytes)."""
-        try:
-            rows = await self.client.lrange(self.key("model", "snapshot"), 0, -1)
-        except RedisError as error:
-            raise StoreError(f"the snapshot cannot be read from Redis: {reason(error)}") from error
+        key = self.key("model", "snapshot")
+        rows = await self.ask(key, lambda client: client.lrange(key, 0, -1), "the snapshot cannot be read from Redis")
         found = []
         for row in rows:
             try:
@@ -363,41 +377,38 @@ class Store:
     async def beat(self, worker: str, report: bytes, alive_for_s: float = 10.0) -> None:
         """Say that a worker lives, with its report; it counts as gone when it says nothing for `alive_for_s`."""
         index, now = self.key("workers", "index"), time.time()
-        try:
-            async with self.client.pipeline(transaction=False) as pipe:
+
+        async def job(client: Any) -> None:
+            async with client.pipeline(transaction=False) as pipe:
                 pipe.set(self.key("workers", worker), report, px=int(alive_for_s * 1000))
                 pipe.zadd(index, {worker: now})
                 pipe.zremrangebyscore(index, 0, now - 60)
                 pipe.pexpire(index, self.ttl_ms)
                 await pipe.execute()
-        except RedisError as error:
-            raise StoreError(f"the worker's report cannot be written to Redis: {reason(error)}") from error
+
+        await self.ask(index, job, "the worker's report cannot be written to Redis")
 
     async def leave(self, worker: str) -> None:
         """Say that a worker has stopped in order."""
-        try:
-            await self.client.delete(self.key("workers", worker))
-            await self.client.zrem(self.key("workers", "index"), worker)
-        except RedisError as error:
-            raise StoreError(f"the worker's report cannot be deleted: {reason(error)}") from error
+        index = self.key("workers", "index")
+
+        async def job(client: Any) -> None:
+            await client.delete(self.key("workers", worker))
+            await client.zrem(index, worker)
+
+        await self.ask(index, job, "the worker's report cannot be deleted")
 
     async def reports(self) -> list[bytes]:
         """Reports of the workers that live."""
-        try:
-            names: Iterable[bytes] = await self.client.zrange(self.key("workers", "index"), 0, -1)
+        index = self.key("workers", "index")
+
+        async def job(client: Any) -> list[bytes]:
+            names: Iterable[bytes] = await client.zrange(index, 0, -1)
             keys = [self.key("workers", name.decode()) for name in names]
-            return [blob for blob in await self.client.mget(keys) if blob is not None] if keys else []
-        except RedisError as error:
-            raise StoreError(f"the workers' reports cannot be read from Redis: {reason(error)}") from error
+            return [blob for blob in await client.mget(keys) if blob is not None] if keys else []
+
+        return await self.ask(index, job, "the workers' reports cannot be read from Redis")
 
 
 def _step(stream_id: bytes) -> int:
     return int(stream_id.split(b"-", 1)[0])
-
-
-def reason(error: RedisError) -> str:
-    """What Redis or the connection said, without anything of the URL (which may hold a password)."""
-    system = error.__context__
-    if isinstance(system, OSError) and system.errno:  # the client's own words are "Error 111 connecting to ..."
-        return os.strerror(system.errno) if system.errno > 0 else str(system.strerror)
-    return str(error).split(" connecting to ")[0].strip() or type(error).__name__

@@ -193,7 +193,18 @@ def test_wrong_kafka_addresses(text: str) -> None:
         kafka_address(text)
 
 
-@pytest.mark.parametrize("text", ["redis://h:1/0", "rediss://u:p@h/1", "unix:///run/redis.sock", "redis://h"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis://h:1/0",
+        "rediss://u:p@h/1",
+        "unix:///run/redis.sock",
+        "redis://h",
+        "redis+cluster://h:1,i:2",
+        "rediss+cluster://u:p@h",
+        "redis+sentinel://h:1,i:2/shop/0",
+    ],
+)
 def test_redis_addresses(text: str) -> None:
     assert redis_address(text) == text
     assert redis_address("h:6379") == "redis://h:6379/0"
