@@ -47,6 +47,7 @@ class WorkerOptions:
     web_host: str = "127.0.0.1"
     web_port: int | None = None  # None: no web server
     session_timeout_s: float = 10.0  # until the group gives a silent worker's partitions to others
+    learns: bool = True  # False: a scorer, which learns what its partitions taught from the store, as other workers do
 
 
 def model_settings(settings: Settings) -> ModelSettings:
@@ -137,7 +138,7 @@ class Worker:
             loop.add_signal_handler(number, stop.set)
         self.store = Store(self.settings)
         learner = new_learner(self.settings)
-        self.pipeline = pipeline = Pipeline(self.settings, self.store, learner, self.say)
+        self.pipeline = pipeline = Pipeline(self.settings, self.store, learner, self.say, self.options.learns)
         ownership = Ownership(pipeline)
         stopped = asyncio.create_task(stop.wait())
         starting = asyncio.create_task(self._start(ownership))
@@ -243,6 +244,9 @@ class Worker:
                 ready=ownership.ready.is_set(),
                 latency_counts=pipeline.latency.counts(now),
                 freshness_counts=pipeline.freshness.counts(now),
+                staleness_ms=pipeline.replica.staleness.event_ms,
+                lessons_behind=pipeline.replica.staleness.lessons,
+                looked_s=now - pipeline.replica.staleness.at,
             )
             with suppress(*AWAY):  # whoever needs the store says that it is away; a missed heartbeat is no news
                 await self.store.beat(me(), msgspec.msgpack.encode(report))

@@ -70,6 +70,7 @@ def table(found: Status, of_latency: str = "") -> Table:
         ("outcomes joined, late", f"{show(found.outcomes_joined)}, {show(found.outcomes_late)}"),
         ("examples learned", show(found.examples_learned)),
         ("URLs with a vector", show(found.urls)),
+        ("models behind", behind(found)),
         ("latency p50 / p99", f"{show(found.latency_ms.p50, 1)} / {show(found.latency_ms.p99, 1)} ms{of_latency}"),
         ("next URL among ten", next_url(found)),
     ]
@@ -108,6 +109,14 @@ def experts(weights: Mapping[str, float]) -> str:
     """Weights in the answer, the heaviest first; those that say next to nothing are left out."""
     kept = sorted(((name, weight) for name, weight in weights.items() if abs(weight) >= 0.005), key=lambda one: -one[1])
     return ", ".join(f"{name} {weight:.2f}" for name, weight in kept) or "none"
+
+
+def behind(found: Status) -> str:
+    """How far the worker that was furthest behind the others' lessons was, when it last looked."""
+    furthest = max(found.workers, key=lambda w: (w.staleness_ms, w.lessons_behind), default=None)
+    if furthest is None:
+        return "–"
+    return f"{show(furthest.staleness_ms)} ms of event time, {show(furthest.lessons_behind)} lessons at most"
 
 
 def next_url(found: Status) -> str:

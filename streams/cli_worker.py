@@ -16,6 +16,7 @@ from streams.settings import duration_ms, resolve
 @click.option(
     "--session-timeout", default="10s", show_default=True, help="silence after which the group goes on without it"
 )
+@click.option("--no-learn", is_flag=True, help="a scorer: no learning between scores (see below)")
 def worker(
     kafka: str | None,
     redis: str | None,
@@ -25,11 +26,16 @@ def worker(
     web_host: str,
     web_port: int | None,
     session_timeout: str,
+    no_learn: bool,
 ) -> None:
     """Run one worker on a given Kafka and Redis, in the foreground.
 
     Waits for Kafka and Redis when they are away, and says so. SIGTERM or Ctrl-C finish what is in hand, checkpoint and end
     with exit code 0. With --json one line, {"ready": true, "pid": …}, is printed when it is ready to score.
+
+    With --no-learn it is a scorer: a member of the group that answers, keeps sessions, joins outcomes and checkpoints as
+    every worker does, but takes no learning step between its answers. What its partitions teach goes into the store with
+    their offsets, so that none of it is lost; all workers learn it from there, and so does the scorer, about once a second.
 
     \b
     Example:
@@ -40,7 +46,7 @@ def worker(
     from streams.console import print_json, prose
 
     set_up_logging(debug)
-    given = WorkerOptions(web_host, web_port, duration_ms(session_timeout) / 1000)
+    given = WorkerOptions(web_host, web_port, duration_ms(session_timeout) / 1000, learns=not no_learn)
 
     def ready() -> None:
         if as_json:

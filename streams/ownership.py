@@ -119,9 +119,8 @@ class Ownership:
         if not sound:
             await pipeline.mend_model()
             return
-        others = [number for number in pipeline.partitions if number not in pipeline.states]
         try:
-            await until_it_answers(lambda: pipeline.replica.follow(others), pipeline.say)
+            await until_it_answers(lambda: pipeline.replica.follow(pipeline.followed()), pipeline.say)
             pipeline.model_is_sound = True
         except MissingLessons:
             await pipeline.mend_model()

@@ -148,4 +148,11 @@ def exposition(status: Status) -> str:
     for task, drifts in status.drift.items():
         for side, count in (("model", drifts.model), ("baseline", drifts.baseline)):
             lines.append(f'url2vec_drifts_total{{task="{task}",side="{side}"}} {count}')
+    for name, text, field in (
+        ("url2vec_staleness_ms", "Event time by which a worker's model was behind the others' lessons", "staleness_ms"),
+        ("url2vec_lessons_behind", "Lessons of others that were not in a worker's model yet", "lessons_behind"),
+        ("url2vec_looked_seconds", "Since a worker last looked for lessons of others", "looked_s"),
+    ):
+        lines += [f"# HELP {name} {text}.", f"# TYPE {name} gauge"]
+        lines += [f'{name}{{worker="{worker.id}"}} {getattr(worker, field)}' for worker in status.workers]
     return "\n".join(lines) + "\n"

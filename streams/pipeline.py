@@ -51,15 +51,18 @@ ENDS_STALE_S = 5.0  # fetches answer ten times a second; a consumer that has non
 class Pipeline:
     """The steps of one worker and the state between them."""
 
-    def __init__(self, settings: Settings, store: Store, learner: Learner, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, learner: Learner, say: Callable[[str], None], learns: bool = True
+    ) -> None:
         self.settings = settings
+        self.learns = learns  # False: what its own partitions teach is learned from their streams, as that of others is
         self.store = store
         self.say = say
         self.states: dict[int, PartitionState] = {}
         self.lock = asyncio.Lock()
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.replica = Replica(store, learner, self.compute, say)
-        self.steps = Steps(settings, learner)
+        self.steps = Steps(settings, learner, learns)
         self.recall = Recall(settings, store, say, self.must_give_up)
         self.partitions: Sequence[int] = ()  # all of the topic's, owned or not
         self.model_is_sound = False  # False when the model holds lessons that the store does not
@@ -135,9 +138,9 @@ class Pipeline:
             pause_s = self._batcher.wait_s(self._records_waiting, oldest, now)
             if self._waiting and pause_s <= 0:
                 return self._take(self._batcher.take(self._records_waiting))
-            if now >= self._checkpoint_due and self.states:
-                return []
-            until_due_s = max(0.005, self._checkpoint_due - now) if self.states else 0.5
+            if now >= self._checkpoint_due:
+                return []  # also without partitions: a spare worker keeps its model fresh, to take over at once
+            until_due_s = max(0.005, self._checkpoint_due - now)
             self._something.clear()
             try:
                 await asyncio.wait_for(self._something.wait(), min(until_due_s, pause_s))
@@ -230,8 +233,8 @@ class Pipeline:
             for state, part, stored in zip(moved, written, verdicts, strict=True):
                 if stored:
                     state.committed(part)
-                    if part.lesson:
-                        self.replica.applied[state.number] = part.position.step
+                    if part.lesson and self.learns:
+                        self.replica.wrote(state.number, part.position.step)
                 else:
                     refused.append(state)
             self.progressed_at = time.monotonic()
@@ -369,14 +372,20 @@ class Pipeline:
             return
         self._follow_due = now + 1.0
         try:
+            if not self.states and not self.model_is_sound:
+                await self.mend_model()
             # Also where no partition is another's: imported vectors come this way.
-            await self.replica.follow([number for number in self.partitions if number not in self.states])
+            await self.replica.follow(self.followed())
             if now >= self._snapshot_due:
                 await self.snapshot()
         except MissingLessons:
             await self.mend_model()
         except AWAY as error:
             self.say(f"{error}; the model is shared again when it answers")
+
+    def followed(self) -> list[int]:
+        """Partitions whose lessons come from their streams: all that this worker does not learn as it reads."""
+        return [number for number in self.partitions if number not in self.states or not self.learns]
 
     async def snapshot(self) -> None:
         """Write one where this worker is the one to do it (it owns the lowest partition) and something was learned."""

@@ -45,9 +45,10 @@ class Answers:
 class Steps:
     """The compute steps over one micro-batch. One thread at a time."""
 
-    def __init__(self, settings: Settings, learner: Learner) -> None:
+    def __init__(self, settings: Settings, learner: Learner, learns: bool = True) -> None:
         self._settings = settings
         self._learner = learner
+        self._learns = learns  # False: lessons are written down for the store, and learned from there
         self._sessions = Sessioniser(settings.session_gap_ms, settings.urls)
         self._task_names = [task.name for task in settings.tasks]
         self._outcomes_of = {task.name: task.outcomes for task in settings.tasks}
@@ -173,10 +174,11 @@ class Steps:
     def _teach(
         self, state: PartitionState, contexts: list[VisitContext], examples: list[Example], through_ms: int = 0
     ) -> None:
-        """One learning step of one partition."""
+        """One learning step of one partition; where this worker takes none of its own, only what it would learn."""
         through_ms = max([context.timestamp_ms for context in contexts], default=through_ms)
         lesson = Lesson.of(contexts, examples, through_ms, now_ms=int(time.time() * 1000))
-        self._learner.learn(lesson)
+        if self._learns:
+            self._learner.learn(lesson)
         state.taught(lesson)
         state.counters.visits_learned += len(contexts)
 

@@ -41,6 +41,10 @@ class WorkerReport(msgspec.Struct):
     ready: bool
     latency_counts: list[int] = []
     freshness_counts: list[int] = []
+    # How far its model was behind what other workers' partitions had taught when it last looked, and how long ago that was.
+    staleness_ms: int = 0  # event time
+    lessons_behind: int = 0
+    looked_s: float = 0.0
 
 
 class WorkerStatus(msgspec.Struct):
@@ -53,6 +57,9 @@ class WorkerStatus(msgspec.Struct):
     in_flight: int
     visits_per_second: float
     ready: bool
+    staleness_ms: int  # event time by which the model was behind the other partitions' lessons when it last looked
+    lessons_behind: int  # the same in lessons
+    looked_s: float  # since it looked; a second or so, unless the store is away or the worker is stuck
 
 
 class Quantiles(msgspec.Struct):
@@ -163,7 +170,18 @@ def gather(positions: Sequence[Position], reports: Sequence[WorkerReport], lag: 
     originals = counters.visits_scored - counters.duplicates
     return Status(
         workers=[
-            WorkerStatus(r.id, r.pid, r.host, r.partitions, r.in_flight, round(r.visits_per_second, 1), r.ready)
+            WorkerStatus(
+                r.id,
+                r.pid,
+                r.host,
+                r.partitions,
+                r.in_flight,
+                round(r.visits_per_second, 1),
+                r.ready,
+                r.staleness_ms,
+                r.lessons_behind,
+                round(r.looked_s, 1),
+            )
             for r in sorted(reports, key=lambda r: r.id)
         ],
         lag=lag,

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -12,13 +13,19 @@ import numpy as np
 import pytest
 
 from models.imported import Imported
-from models.learner import CorruptSnapshot, Lesson
+from models.learner import CorruptSnapshot, Example, Learner, Lesson
+from models.settings import ModelSettings
+from models.visits import VisitContext
 from streams import replica as replica_module
 from streams.replica import IMPORTS_A_TURN, MissingLessons, Replica
 from streams.settings import Settings
 from streams.store import IMPORTS, Checkpoint, LogIdentity, Position, Store
+from tests.unit.test_models_lesson import visit
+from tests.waiting import eventually
 
 DIMS = 2
+SMALL = ModelSettings(dims=8, slots=4, successor_slots=3, table_bits=10, embedding_bits=8, chunk=16)
+PARTITIONS = 4
 
 
 class Diary:
@@ -79,10 +86,77 @@ def vectors_of(*urls: str, dims: int = DIMS) -> bytes:
 
 async def teach(store: Store, number: int) -> None:
     """A checkpoint of partition 0 with a lesson that is called by a number."""
-    position = await store.position(0)
+    await commit(store, 0, [Lesson.of([], [], number)])
+
+
+async def commit(store: Store, partition: int, lessons: Sequence[Lesson]) -> None:
+    """A checkpoint of a partition with these lessons."""
+    position = await store.position(partition)
     to = dataclasses.replace(position, mark=uuid.uuid4().hex, step=position.step + 1, log=LogIdentity("c", "v", "o"))
-    lesson = msgspec.msgpack.encode([Lesson.of([], [], number).encode()])
-    await store.commit(Checkpoint(0, position.mark or None, to, lesson=lesson))
+    blob = msgspec.msgpack.encode([lesson.encode() for lesson in lessons])
+    await store.commit(Checkpoint(partition, position.mark or None, to, lesson=blob))
+
+
+def walks(random: np.random.Generator, at_ms: int, count: int) -> list[VisitContext]:
+    """Visits at about that time, each after another of its half of the site."""
+    out = []
+    for _ in range(count):
+        half = int(random.integers(2))
+        url, before = (f"https://shop.example/{half}/{random.integers(12)}" for _ in range(2))
+        out.append(visit(url, before, timestamp_ms=at_ms, properties={"half": half}))
+    return out
+
+
+async def taught_interleaved(store: Store, learner: Learner, rounds: int, seed: int) -> None:
+    """As a worker that owns all partitions: in each round all are scored, then all teach visits, then all examples.
+
+    What decides the outcome drifts: it is one half of the site at first and the other at the end.
+    """
+    random = np.random.default_rng(seed)
+    for turn in range(rounds):
+        at_ms = 1_700_000_000_000 + 60_000 * turn
+        visits = [walks(random, at_ms + p, 12) for p in range(PARTITIONS)]
+        rows = [learner.score(each).features for each in visits]
+        lessons: list[list[Lesson]] = [[Lesson.of(each, [], at_ms)] for each in visits]
+        for p, each in enumerate(visits):
+            chance = [0.1 + 0.8 * abs(turn / rounds - (v.properties["half"] == 1)) for v in each]
+            bought = [Example("bought", r, bool(random.random() < c)) for r, c in zip(rows[p], chance, strict=True)]
+            lessons[p].append(Lesson.of([], bought, at_ms - 30_000))
+        for stage in range(2):
+            for p in range(PARTITIONS):
+                learner.learn(lessons[p][stage])
+        for p in range(PARTITIONS):
+            await commit(store, p, lessons[p])
+
+
+def logits(learner: Learner, seed: int) -> Any:
+    probability = learner.score(walks(np.random.default_rng(seed), 1_700_100_000_000, 200)).probability[:, 0]
+    return np.log(probability / (1 - probability))
+
+
+async def test_a_rebuilt_model_answers_as_the_one_that_learned_the_partitions_together(store: Store, seed: int) -> None:
+    worker = Learner(SMALL, ["bought"])
+    await taught_interleaved(store, worker, 40, seed)
+    rebuilt, again, in_runs = (Learner(SMALL, ["bought"]) for _ in range(3))
+    for learner in (rebuilt, again):
+        await Replica(store, learner, None, pytest.fail).rebuild(range(PARTITIONS))
+    for partition in range(PARTITIONS):
+        await Replica(store, in_runs, None, pytest.fail).follow([partition])
+    assert rebuilt.snapshot() == again.snapshot(), "the same streams give the same bits"
+    own, asked = logits(worker, seed + 1), (rebuilt, in_runs)
+    merged, sequential = (float(np.abs(logits(each, seed + 1) - own).mean()) for each in asked)
+    said = f"mean distance of logits: {merged:.4f} merged by event time, {sequential:.4f} partition after partition"
+    assert merged < sequential / 4, said
+
+
+async def test_a_replica_that_was_away_for_long_learns_as_a_new_one(store: Store, seed: int) -> None:
+    worker, sleeper, new = (Learner(SMALL, ["bought"]) for _ in range(3))
+    away = Replica(store, sleeper, None, pytest.fail)
+    await away.rebuild(range(PARTITIONS))
+    await taught_interleaved(store, worker, 10, seed)
+    await away.follow(range(PARTITIONS))
+    await Replica(store, new, None, pytest.fail).rebuild(range(PARTITIONS))
+    assert sleeper.snapshot() == new.snapshot()
 
 
 async def test_a_running_worker_takes_in_what_is_imported_and_a_new_one_too(
@@ -174,6 +248,7 @@ async def test_numbers_grow_though_everything_was_trimmed_or_the_store_was_empti
     (entry,) = await store.lessons(IMPORTS, 0)
     assert entry.after == numbers[0], "whoever has not seen the trimmed one learns that it is missing"
     await store.client.flushall()
+    await eventually(lambda: time.time() * 1000 >= numbers[-1] + 1, 5, "a later millisecond")
     numbers.append(await store.add_import(vectors_of("c")))
     (entry,) = await store.lessons(IMPORTS, numbers[1])
     assert entry.after == 0

@@ -1,4 +1,4 @@
-"""When the meaning of visits flips in mid-stream, answers recover, and sooner where drifts are heeded; a frozen copy does not."""
+"""When the meaning of visits flips in mid-stream, answers recover, sooner where drifts are heeded; a frozen copy does not."""
 
 from dataclasses import dataclass, field
 
