@@ -20,7 +20,9 @@
 
 Promise: as long as nothing is late, the set of (visit, task, label) and the counts depend on what each topic holds
 and on the order within each, never on how the two were interleaved, on when the watermark moved or `advance` was
-called, or on which ledgers left memory, and came back from the store, in between.
+called, or on which ledgers left memory, and came back from the store, in between. One
+exception: where outcomes of one task, some true and some false, come on both topics, the label is that of the one that was read
+first.
 
 What came after a visit (`Settled.steps`, `wait_ms`, `action`) is said as far as it had been read when the pair was
 settled, of visits up to the deadline. So, nothing being late: where silence settled it, or `continues` is true, it
