@@ -185,7 +185,8 @@ class Memory:
         own = {"totals": self._totals, "clock": self._clock, "count": self._count}
         for name, mine in own.items():
             _same(name, _of(state, name), mine.dtype, mine.shape)
-            if not np.isfinite(state[name]).all() or (state[name] < 0).any():  # type: ignore[operator]
+            counted = state[name].astype(np.float64)
+            if not (np.isfinite(counted) & (counted >= 0)).all():
                 raise ValueError(f"memory: {name} holds what is no count")
         used = int(np.minimum(state["count"], ROOM).max(initial=0))
         for name, ring in self._rings().items():

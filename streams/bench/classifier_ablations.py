@@ -108,7 +108,7 @@ def settings_of(base: ModelSettings, changes: Mapping[str, Value]) -> ModelSetti
     try:
         changed: ModelSettings = replace(base, **changes)  # type: ignore[arg-type]
         Classifier(changed, 1)
-    except (ValueError, NotImplementedError, KeyError) as error:
+    except ValueError as error:
         return str(error)
     return changed
 

@@ -81,3 +81,9 @@ def test_restored_it_goes_on_to_the_bit() -> None:
     for blend in (one, other):
         taught(blend, *experts(8, 1_000, "memory"))
     assert one.state()["weights"].tobytes() == other.state()["weights"].tobytes()
+
+
+def test_a_rival_that_rests_is_given_the_networks_answer() -> None:
+    blend, said = Blend(1), np.zeros((1, 1, len(EXPERTS)), np.float32)
+    said[0, 0, AT["network"]], said[0, 0, AT["rival"]] = 2.0, np.nan
+    assert blend.score(said)[0, 0] == pytest.approx(2.0 * (PRIOR["network"] + PRIOR["rival"]))
