@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 EXTRAS := embedded,bench,test,check
 
-.PHONY: help install demo test check bench
+.PHONY: help install demo test chaos check bench
 
 help: ## list what there is to make
 	@echo "What there is to make:"
@@ -42,6 +42,10 @@ demo: $(STAMP) ## show the whole pipeline on this machine, no server needed (ARG
 test: $(STAMP) ## run the tests (ARGS="tests/unit -k sessions" chooses)
 	@echo "test: runs the tests; servers are started as needed, Apache Kafka where java and mvn are installed"
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(STAMP) ## run the long chaos tests (ARGS="-k storm" chooses)
+	@echo "chaos: kills, freezes and floods for an hour or more; the seed is in the header, URL2VEC_TEST_SEED sets another"
+	@$(BIN)/python -m pytest --long tests/chaos $(ARGS)
 
 check: $(STAMP) ## check formatting, lint and types
 	@echo "check: formatting and lint by ruff, types by mypy"

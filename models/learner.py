@@ -7,7 +7,7 @@ thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -190,13 +190,19 @@ class Learner:
 
     def snapshot(self) -> bytes:
         """The whole model as bytes, for `restore`."""
+        counters = {"step": self.step, "through": self.trained_through_ms, "foreign": self.foreign_examples}
+        return pack(self._arrays(), self._identity() | counters)
+
+    def _arrays(self) -> dict[str, NDArray[np.generic]]:
         parts = {
             "urls": self._urls.state(), "next": self._next.state(), "classifier": self._classifier.state(),
             "novelty": self._novelty.state(), "drift": self._drift.state(),
         }  # fmt: skip
-        arrays = {f"{part}.{name}": array for part, state in parts.items() for name, array in state.items()}
-        counters = {"step": self.step, "through": self.trained_through_ms, "foreign": self.foreign_examples}
-        return pack(arrays, self._identity() | counters)
+        return {f"{part}.{name}": array for part, state in parts.items() for name, array in state.items()}
+
+    def damage(self) -> str:
+        """Which of its numbers are none; empty where all are sound."""
+        return _damage(self._arrays())
 
     def _identity(self) -> dict[str, object]:
         """What two models must share to exchange snapshots."""
@@ -228,6 +234,8 @@ class Learner:
         for name, mine in self._identity().items():
             if about.get(name) != mine:
                 raise CorruptSnapshot(f"this snapshot has {name} = {about.get(name)!r}, this model {mine!r}")
+        if damage := _damage(arrays):
+            raise CorruptSnapshot(f"in this snapshot {damage}")
         urls, following, novelty, classifier, drift = self._untaught()
         try:
             urls.load(under("urls.", arrays))
@@ -275,6 +283,16 @@ class Learner:
         other.score(visits[:1])
         other.restore(other.snapshot())
         other.nearest(visits[0].url, 1)
+
+
+def _damage(arrays: Mapping[str, NDArray[np.generic]]) -> str:
+    """A sentence about the first array with a NaN or +inf in it. -inf is the logarithm of a mass that is not there yet."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and array.size and not float(np.max(array)) < np.inf:  # NaN is less than nothing
+            numbers = array.astype(np.float64)
+            wrong = int((np.isnan(numbers) | np.isposinf(numbers)).sum())
+            return f"{wrong:,} of {array.size:,} numbers in {name} are not finite"
+    return ""
 
 
 def _visit(k: int) -> VisitContext:

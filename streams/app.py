@@ -2,7 +2,8 @@
 
 Faust brings the consumer group, rebalances, the lifecycle and the web server; the transport brings record batches; the
 pipeline does the work. A worker ends in one of three ways: in order (SIGTERM, Ctrl-C: checkpoint, commit, exit 0), by a
-mistake of the operator's that only shows once the broker answers (`ConfigError`), or by a fault, which is raised.
+mistake of the operator's that only shows once the broker answers (`ConfigError`), or by a fault, which is raised. One that
+is stuck ends itself (`streams.watchdog`).
 """
 
 import asyncio
@@ -34,10 +35,13 @@ from streams.settings import Settings
 from streams.status import WorkerReport, me
 from streams.store import Store
 from streams.transport import BatchConsumer, BatchSchema
+from streams.watchdog import Guard
 
 log = logging.getLogger("url2vec")
 
 HEARTBEAT_S = 1.0
+# A topic that was deleted and made again is seen by nothing else: five minutes, the default, are a silent standstill.
+METADATA_MAX_AGE_MS = 10_000
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,10 @@ class WorkerOptions:
 
     web_host: str = "127.0.0.1"
     web_port: int | None = None  # None: no web server
-    session_timeout_s: float = 10.0  # until the group gives a silent worker's partitions to others
+    # Until the group gives a silent worker's partitions to others: the least that Kafka allows as it comes. Heartbeats come
+    # from a thread of their own, so that a busy worker is not a silent one; of the 10 s in which another worker is to
+    # answer after a crash, this is the largest part.
+    session_timeout_s: float = 6.0
     learns: bool = True  # False: a scorer, which learns what its partitions taught from the store, as other workers do
 
 
@@ -95,6 +102,7 @@ def create_app(settings: Settings, options: WorkerOptions) -> faust.App:
         broker_request_timeout=40.0,
         broker_commit_interval=1.0,
         consumer_max_fetch_size=1024 * 1024,
+        consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
         producer_max_batch_size=Producer.MAX_BATCH_BYTES,
         producer_max_request_size=2 * 1024 * 1024,  # ours are split before; what the broker allows, it may take
         producer_acks=-1,
@@ -185,6 +193,7 @@ class Worker:
         app.on_partitions_revoked.connect(revoked, weak=False)
         consumer: BatchConsumer = app.consumer
         consumer.max_in_flight = self.settings.max_in_flight
+        consumer.held_topic = self.settings.topics.outcomes
         consumer.resume = ownership.resume
         pipeline.attach(consumer, app.producer)
         if self.options.web_port is not None:
@@ -202,6 +211,8 @@ class Worker:
             ownership.failed,
             asyncio.create_task(app.wait_until_stopped(), name="faust"),
         ]
+        guard = Guard(self.settings, self.pipeline)
+        guard.start()
         try:
             done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -211,6 +222,7 @@ class Worker:
                 raise RuntimeError(f"the stream ended by itself: {app.crash_reason or 'the transport stopped'}")
             await self.pipeline.stop()
         finally:
+            guard.stop()
             for task in [*watched[1:3], watched[4], ready]:
                 task.cancel()
 

@@ -15,7 +15,7 @@ import click
 
 from schemas.decoding import BadEvent
 from streams.console import Failed
-from streams.errors import BrokerError, ConfigError, Stalled, StoreError
+from streams.errors import BrokerError, ConfigError, ModelFailed, Stalled, StoreError
 
 # Where each command lives: imported only when it is called or listed.
 COMMANDS = {
@@ -85,7 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone, as in `url2vec tail | head`
         sys.exit(0)
-    except (ConfigError, BrokerError, StoreError, BadEvent, Stalled, Failed, click.ClickException, OSError) as error:
+    except (
+        ConfigError, BrokerError, StoreError, BadEvent, ModelFailed, Stalled, Failed, click.ClickException, OSError,
+    ) as error:  # fmt: skip
         if debug:
             raise
         click.echo(f"url2vec: {error}", err=True)

@@ -14,7 +14,7 @@ from streams.settings import duration_ms, resolve
 @click.option("--web-host", default="127.0.0.1", show_default=True, help="address to bind the page to")
 @click.option("--web-port", type=click.IntRange(1, 65535), help="port of the page; without it there is none")
 @click.option(
-    "--session-timeout", default="10s", show_default=True, help="silence after which the group goes on without it"
+    "--session-timeout", default="6s", show_default=True, help="silence after which the group goes on without it"
 )
 @click.option("--no-learn", is_flag=True, help="a scorer: no learning between scores (see below)")
 def worker(

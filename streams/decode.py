@@ -3,12 +3,18 @@
 Nothing is dropped and nothing raises: each record of a batch ends in exactly one of the lists of a `Decoded`.
 """
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas.decoding import BadEvent, Decoder
 from schemas.records import VisitOutcome, WebVisit
 from streams.emit import Record
+from streams.lockstep import NO_TIME_MS
 from streams.settings import Settings
 from streams.transport import RecordBatch
 
@@ -47,6 +53,17 @@ class Decoded:
         """Visitors whose state is needed to score these visits."""
         return [read.visit.visitor_id for read in self.visits]
 
+    def refuse(self, reasons: Mapping[int, str]) -> None:
+        """Set aside visits that could be read and cannot be scored (offset → why), as if they could not be read."""
+        records = {record.offset: record for record in self.batch.records}
+        for read in [read for read in self.visits if read.offset in reasons]:
+            self.visits.remove(read)
+            self.rejected.append(_rejection(records[read.offset], reasons[read.offset]))
+            self.keyless -= read.key is None
+            told = read.arrived_ms, outcome_in(read.visit)
+            if told in self.outcomes:
+                self.outcomes.remove(told)
+
 
 class RecordDecoder:
     """Decodes record batches of both topics."""
@@ -64,6 +81,15 @@ class RecordDecoder:
         else:
             self._outcomes(batch, decoded, now_ms)
         return decoded
+
+    def times(self, batch: RecordBatch, now_ms: int) -> NDArray[np.int64]:
+        """When each outcome of a batch happened (epoch ms), no later than now; `NO_TIME_MS` where it cannot be read."""
+        times = np.full(len(batch.records), NO_TIME_MS, np.int64)
+        for place, record in enumerate(batch.records):
+            with suppress(BadEvent):
+                outcome = self._decoder.outcome(record.key, record.value, record.headers, now_ms)
+                times[place] = min(outcome.timestamp_ms, now_ms)
+        return times
 
     def _visits(self, batch: RecordBatch, decoded: Decoded, now_ms: int) -> None:
         for record in batch.records:
@@ -98,7 +124,7 @@ def outcome_in(visit: WebVisit) -> VisitOutcome:
     )
 
 
-def _rejection(record: Any, error: BadEvent) -> Record:
+def _rejection(record: Any, error: BadEvent | str) -> Record:
     headers = [
         ("error", str(error).encode("utf-8", "replace")),
         ("source_topic", record.topic.encode()),

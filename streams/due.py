@@ -42,14 +42,19 @@ class DueIndex:
         written = step is not None and indexed is not None and indexed.decode() == store.indexed(int(step))
         return ledgers == entries and (written or not ledgers)
 
-    async def page(self, partition: int, epoch: int, from_ms: int, limit: int) -> list[tuple[str, int]]:
-        """The visitors who are due first of those due at `from_ms` or later, and when; at most `limit` of them."""
+    async def page(
+        self, partition: int, epoch: int, from_ms: int, limit: int, mark: str | None = None
+    ) -> list[tuple[str, int]]:
+        """The visitors who are due first of those due at `from_ms` or later, and when; at most `limit` of them.
+
+        Raises StaleOffset where a `mark` is given and the store is at another.
+        """
         key = self._store.key(partition, "due", epoch)
-        rows = await self._store.ask(
-            key,
-            lambda client: client.zrangebyscore(key, from_ms, "+inf", start=0, num=limit, withscores=True),
-            f"the index of partition {partition} cannot be read from Redis",
-        )
+
+        def read(pipe: Any) -> None:
+            pipe.zrangebyscore(key, from_ms, "+inf", start=0, num=limit, withscores=True)
+
+        (rows,) = await self._store.read_at(partition, mark, read, f"the index of partition {partition}")
         return [(name.decode(), int(due_ms)) for name, due_ms in rows]
 
     async def make(self, partition: int, position: Position, due: Mapping[str, int]) -> None:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
+from streams.patience import waits
+
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]  # key, value, headers
 
 # What remains of a rejected value that is too large for the broker together with its headers.
@@ -95,22 +97,25 @@ class Outbox:
             await self._send(topic, partition, [cut])
 
     async def _deliver(self, batch: Any, topic: str, partition: int) -> None:
-        pause_s, waiting = RETRY_FIRST_S, False
-        while True:
-            try:
-                await self._producer.send(batch, topic, partition)
-            except MessageSizeTooLargeError:
-                raise
-            except KafkaError as error:
-                if not waiting:
-                    self._say(f"{topic}[{partition}] does not take records ({error!r}); trying again until it does")
-                waiting = True
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, RETRY_MOST_S)
-                continue
-            if waiting:
-                self._say(f"{topic}[{partition}] takes records again")
-            return
+        pause_s, waiting = RETRY_FIRST_S, object()
+        try:
+            while True:
+                try:
+                    await self._producer.send(batch, topic, partition)
+                except MessageSizeTooLargeError:
+                    raise
+                except KafkaError as error:
+                    if waiting not in waits:
+                        self._say(f"{topic}[{partition}] does not take records ({error!r}); trying again until it does")
+                    waits.add(waiting)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 2, RETRY_MOST_S)
+                    continue
+                if waiting in waits:
+                    self._say(f"{topic}[{partition}] takes records again")
+                return
+        finally:
+            waits.discard(waiting)
 
 
 def _cut(record: Record) -> Record:

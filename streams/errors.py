@@ -23,5 +23,10 @@ class StaleOffset(Exception):  # noqa: N818 - a verdict of the store, not a faul
     or the store lost its last writes. What was computed since is dropped and the partition is read again."""
 
 
+class ModelFailed(Exception):  # noqa: N818 - the model's state is at fault, or the machine; no record and nobody's settings
+    """The model cannot answer, or cannot learn, whatever it is given. It is rebuilt from the store; where it fails then
+    too, the process ends."""
+
+
 class Stalled(Exception):  # noqa: N818 - likewise a verdict
     """There is lag and nothing moves: the process ends non-zero so that whoever runs it starts another."""

@@ -8,6 +8,7 @@ what was learned stays, positions and sessions start anew, and it is said.
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,6 +26,8 @@ from streams.pipeline import Pipeline
 from streams.replica import MissingLessons
 from streams.store import LogIdentity, Position
 
+STEPS_APART = 1_000_000_000  # a second of the clock, in ns
+
 
 class Ownership:
     """Hands partitions to a pipeline and takes them away again."""
@@ -33,6 +36,7 @@ class Ownership:
         self._pipeline = pipeline
         self._settings = pipeline.settings
         self._taking_up: asyncio.Task[None] | None = None
+        self._asked: set[TP] = set()  # what the task is to take up
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ready = asyncio.Event()
         pipeline.reread = self._reread
@@ -65,12 +69,16 @@ class Ownership:
     async def resume(self, tps: set[TP], generation: int) -> None:
         """Called by the transport after a rebalance. Returns at once: the store may take its time, the group may not."""
         await self._stop_taking_up()
+        self._asked = tps
         if tps:
             self._taking_up = asyncio.create_task(self._take_up(tps, generation), name="take-up")
             self._taking_up.add_done_callback(self._taken_up)
 
     async def _reread(self, tps: set[TP]) -> None:
-        # From inside a micro-batch, which holds the lock: it must end before the task can begin.
+        # From inside a micro-batch, which holds the lock: it must end before the task can begin. One that waits already, for
+        # partitions that turned out to be overtaken a moment before, is put in the same.
+        if self._taking_up is not None and not self._taking_up.done():
+            tps = tps | self._asked
         await self.resume(tps, self._pipeline.consumer.app.consumer_generation_id)
 
     def _taken_up(self, task: asyncio.Task[None]) -> None:
@@ -93,12 +101,16 @@ class Ownership:
             log = await until_it_answers(identify, pipeline.say)
             begins = await until_it_answers(lambda: pipeline.consumer.begin_offsets(tps), pipeline.say)
             ends = await until_it_answers(lambda: self._ends(tps), pipeline.say)
-            states = [
-                await until_it_answers(partial(self._load, number, log, begins, ends), pipeline.say)
-                for number in numbers
-            ]
-            # After the positions: a lesson that somebody adds from now on moves a position too, and ours is refused then.
-            await self._catch_up()
+            while True:
+                states = [
+                    await until_it_answers(partial(self._load, number, log, begins, ends), pipeline.say)
+                    for number in numbers
+                ]
+                # After the positions: a lesson that somebody adds from now on moves a position too, and ours is refused.
+                await self._catch_up()
+                applied = pipeline.replica.applied
+                if all(applied.get(state.number, 0) <= state.position.last_lesson for state in states):
+                    break  # else a lesson came in between, which the store may forget again together with its position
             if pipeline.consumer.app.consumer_generation_id != generation:
                 return  # a newer rebalance has come in between, and with it another call
             pipeline.states.update({state.number: state for state in states})
@@ -136,7 +148,12 @@ class Ownership:
         store = self._pipeline.store
         position = self._on_this_log(number, await store.position(number), log)
         position = self._inside(number, position, begins, ends)
-        return await self._pipeline.recall.take_up(number, position, log)
+        state = await self._pipeline.recall.take_up(number, position, log)
+        # By the clock, so that a step has a number of its own though the store lost others after this position: replicas
+        # that learned those would take the new ones for them. At random on top, for clocks of several machines differ.
+        step = max(position.step, time.time_ns()) + secrets.randbelow(STEPS_APART)
+        state.position = replace(state.position, step=step)
+        return state
 
     def _on_this_log(self, number: int, position: Position, log: LogIdentity) -> Position:
         if position.log is None or position.log == log:

@@ -10,6 +10,8 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
 
 import msgspec
 
@@ -17,6 +19,7 @@ from models.lesson import CorruptLesson, Lesson
 from models.progressive import Progress
 from models.ranking import Ranking
 from streams.balance import Balance
+from streams.lockstep import Lockstep
 from streams.outcomes import Counts, OutcomeJoin, Settled
 from streams.sessions import Visitor
 from streams.settings import Settings
@@ -101,6 +104,9 @@ class PartitionState:
         for visitor_id, blob in joins:
             self.join.pending.load(visitor_id, blob)
         self.visits, self.outcomes = position.visits, position.outcomes
+        self.ahead = Lockstep[Any]()  # outcomes that were read ahead of the visits: as if they had not been read
+        self.enough_ahead = False  # so that no more are fetched
+        self.visits_end = -inf  # as of when the visits were last confirmed read to their end, monotonic seconds
         self.settled: list[tuple[Settled, bool]] = []  # answered, not learned yet; True: because the horizon passed
         self._visitors: OrderedDict[str, Visitor | None] = OrderedDict()
         self._dirty: set[str] = set()
@@ -145,6 +151,10 @@ class PartitionState:
         """Keep a lesson that the model has learned, for the checkpoint."""
         self._lessons.append(lesson.encode())
         self._moved = True
+
+    def taught_since(self) -> list[Lesson]:
+        """The lessons since the last checkpoint, in their order."""
+        return [Lesson.decode(blob) for blob in self._lessons]
 
     def read_through(self, offsets: Offsets) -> None:
         """All records before these offsets are in the state."""

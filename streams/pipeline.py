@@ -22,15 +22,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from faust.types import TP
 
 from models.learner import Learner
 from streams.batching import MicroBatcher
-from streams.decode import Decoded, RecordDecoder
+from streams.decode import Decoded
 from streams.emit import Outbox
-from streams.errors import BrokerError, StaleOffset
+from streams.errors import BrokerError, ModelFailed, StaleOffset
+from streams.intake import Intake
 from streams.latency import RecentDurations
 from streams.partition import Offsets, PartitionState
 from streams.patience import AWAY, until_it_answers
@@ -45,6 +47,8 @@ from streams.watermark import Input
 
 Result = TypeVar("Result")
 
+RIPENING_S = 0.05  # how often to ask, while no visit comes, whether held outcomes may go on
+READ_AGAIN = "what was computed since is dropped and the partition is read again from the store"
 ENDS_STALE_S = 5.0  # fetches answer ten times a second; a consumer that has none for this long is stuck, not idle
 
 
@@ -74,13 +78,15 @@ class Pipeline:
         # Set by streams.ownership, which knows logs and partitions; the flow only asks.
         self.identify: Callable[[], Awaitable[LogIdentity]]  # which log the input topics are; raises BrokerError
         self.reread: Callable[[set[TP]], Awaitable[None]]  # bring these partitions back from the store
-        self._decoder = RecordDecoder(settings)
+        self._intake = Intake(settings)
         self._batcher = MicroBatcher(settings.latency_objective_ms / 1000, MAX_POLL_RECORDS)
         self._waiting: deque[tuple[Any, RecordBatch, float]] = deque()  # event, batch, when it came
         self._records_waiting = 0
+        self._outcomes: list[tuple[Any, RecordBatch]] = []  # event, batch: these pass by the visits that wait
         self._something = asyncio.Event()
         self._stopping = False
         self._to_ack: list[tuple[Any, int]] = []  # event, partition
+        self._overtaken: list[PartitionState] = []  # moved without this worker; dropped, and to be read again
         self._processed: dict[TP, int] = {}
         self._checkpoint_due = 0.0
         self._snapshot_due = time.monotonic() + settings.snapshot_interval_ms / 1000
@@ -102,8 +108,12 @@ class Pipeline:
     def put(self, event: Any) -> None:
         """Take a record batch from the agent. What is in flight is bounded by the transport, not here."""
         batch: RecordBatch = event.value
-        self._waiting.append((event, batch, time.monotonic()))
-        self._records_waiting += len(batch.records)
+        if batch.tp.topic == self.settings.topics.outcomes:
+            self.consumer.hold(batch)
+            self._outcomes.append((event, batch))
+        else:
+            self._waiting.append((event, batch, time.monotonic()))
+            self._records_waiting += len(batch.records)
         self._something.set()
 
     async def run(self) -> None:
@@ -112,9 +122,11 @@ class Pipeline:
             taken = await self._gather()
             async with self.lock:
                 try:
+                    if self.consumer.lost:
+                        await self._find_place()
                     current = [(event, batch) for event, batch in taken if self._is_mine(batch)]
                     # Before any answer leaves: one about a record that is read again later would come out of order.
-                    if current and await self._on_their_log():
+                    if (current or self._any_ripe()) and await self._on_their_log():
                         await self._micro_batch(current)
                     if time.monotonic() >= self._checkpoint_due:
                         await self.checkpoint()
@@ -138,20 +150,30 @@ class Pipeline:
             pause_s = self._batcher.wait_s(self._records_waiting, oldest, now)
             if self._waiting and pause_s <= 0:
                 return self._take(self._batcher.take(self._records_waiting))
+            if self._outcomes or self._any_ripe():
+                return self._take(0)
             if now >= self._checkpoint_due:
                 return []  # also without partitions: a spare worker keeps its model fresh, to take over at once
             until_due_s = max(0.005, self._checkpoint_due - now)
+            ripening_s = RIPENING_S if any(state.ahead.records for state in self.states.values()) else pause_s
             self._something.clear()
             try:
-                await asyncio.wait_for(self._something.wait(), min(until_due_s, pause_s))
+                await asyncio.wait_for(self._something.wait(), min(until_due_s, pause_s, ripening_s))
             except TimeoutError:
                 continue
         return []
 
+    def _any_ripe(self) -> bool:
+        """Whether outcomes that were held may be taken in, as far as the ends of the topics tell."""
+        holding = [state for state in self.states.values() if state.ahead.records]
+        for state in holding:
+            self._look_at_ends(state)
+        return any(self._intake.is_ripe(state) for state in holding)
+
     def _take(self, most: int) -> list[tuple[Any, RecordBatch]]:
-        taken: list[tuple[Any, RecordBatch]] = []
+        taken, self._outcomes = self._outcomes, []
         records = 0
-        while self._waiting and (not taken or records + len(self._waiting[0][1].records) <= most):
+        while self._waiting and most and (not records or records + len(self._waiting[0][1].records) <= most):
             event, batch, _ = self._waiting.popleft()
             records += len(batch.records)
             taken.append((event, batch))
@@ -162,22 +184,54 @@ class Pipeline:
 
     async def _micro_batch(self, taken: Sequence[tuple[Any, RecordBatch]]) -> None:
         began = time.monotonic()
-        batches = [batch for _, batch in taken]
         now_ms = int(time.time() * 1000)
-        decoded = await self.in_compute_thread(lambda: [self._decoder.decode(batch, now_ms) for batch in batches])
-        for number in {part.partition for part in decoded}:
-            await self.recall.meet(self.states[number], [part for part in decoded if part.partition == number])
-        answers = await self.in_compute_thread(self.steps.score, decoded, self.states)
+        intake = await self.in_compute_thread(self._intake.take, taken, self.states, now_ms)
+        self._intake.pace(self.states, self.consumer)
+        for number in {part.partition for part in intake.decoded}:
+            state, parts = self.states[number], [part for part in intake.decoded if part.partition == number]
+            await self._read_for(state, self.recall.meet(state, parts), None)
+        decoded = [part for part in intake.decoded if part.partition in self.states]
+        answers = await self._scored(decoded)
         self._emit(decoded, answers)
-        await self.in_compute_thread(self.steps.learn, decoded, answers, self.states)
+        await self._learned(self.steps.learn, decoded, answers, self.states)
         self._read(decoded, now_ms, began)
         await self._settle(list(self.states.values()), all_answers=False)
-        for event, batch in taken:
-            self._to_ack.append((event, batch.tp.partition))
-        records = sum(len(batch.records) for batch in batches)
+        self._to_ack += [(event, number) for event, number in intake.done if number in self.states]
+        records = sum(len(part.batch.records) for part in decoded)
         self._batcher.served(records, time.monotonic() - began)
         self.visits_done += len(answers.prepared)
         self.progressed_at = time.monotonic()
+        await self._reread_overtaken()
+
+    async def _scored(self, decoded: Sequence[Decoded]) -> Answers:
+        """Answers to all that can be answered. Raises ModelFailed where the model as the store has it fails too."""
+        try:
+            answers = await self.in_compute_thread(self.steps.score, decoded, self.states)
+        except ModelFailed as error:
+            await self._restore_model(f"{error}")
+            answers = await self.in_compute_thread(self.steps.score, decoded, self.states)
+        if answers.refused:
+            self.say(f"{len(answers.refused):,} visits are rejected and the rest goes on: {answers.refused[0]}")
+        return answers
+
+    async def _learned(self, step: Callable[..., None], *arguments: object) -> None:
+        """Take learning steps; one in which the model fails is taken in halves, by the model as it was before."""
+        work = partial(step, *arguments)
+        while True:
+            try:
+                return await self.in_compute_thread(work)
+            except ModelFailed as error:
+                await self._restore_model(f"{error}")
+                if left_out := self.steps.halve(error):
+                    self.say(left_out)
+                work = partial(self.steps.teach)
+
+    async def _restore_model(self, why: str) -> None:
+        """The store's model, with what the owned partitions taught since their last checkpoint: sessions, offsets and
+        answers stay as they are, for nothing of them is in the model."""
+        self.say(f"{why}; it is rebuilt from the last good snapshot and the lessons since")
+        self.model_is_sound = False
+        await self.mend_model()
 
     def _emit(self, decoded: Sequence[Decoded], answers: Answers) -> None:
         arrivals: dict[int, list[int]] = {}
@@ -212,6 +266,8 @@ class Pipeline:
             if times:
                 # A visit may claim to be from the future; it must not drag the watermark there for everybody else.
                 state.watermark.observe(source, min(max(times), now_ms), read_at)
+            if state.ahead.next_ms is not None:
+                state.watermark.observe("outcomes", state.ahead.next_ms, read_at)  # none of those to come is older
             self._unlearned += [arrived for arrived, _ in part.outcomes] or [read.arrived_ms for read in part.visits]
 
     # -- checkpoint --------------------------------------------------------------------------------------------------
@@ -220,11 +276,10 @@ class Pipeline:
         """Put all that changed into the store, then acknowledge. Partitions that the store refuses are dropped and reread."""
         if not await self._on_their_log():
             return
+        complete = await self._settle(list(self.states.values()), all_answers=True)
         states = list(self.states.values())
-        complete = await self._settle(states, all_answers=True)
         await self._delivered(states)
         moved = [state for state in states if state.moved]
-        refused: list[PartitionState] = []
         if moved:
             written = await self.in_compute_thread(self._written, moved)
             # The first alone: where the store is away, one partition waits and says so, not each of them.
@@ -236,16 +291,13 @@ class Pipeline:
                     if part.lesson and self.learns:
                         self.replica.wrote(state.number, part.position.step)
                 else:
-                    refused.append(state)
+                    self._is_overtaken(state)
             self.progressed_at = time.monotonic()
         pause_s = self.settings.checkpoint_interval_ms / 1000 if complete else 0.0
         self._checkpoint_due = time.monotonic() + pause_s
-        await self._acknowledge({state.number for state in refused})
-        if refused:
-            self.drop([state.number for state in refused])
-            self.model_is_sound = False
-        if self.yielding_since is None:
-            await (self._reread(refused) if refused else self._share())
+        await self._acknowledge()
+        if not await self._reread_overtaken() and self.yielding_since is None:
+            await self._share([state for state in states if state not in moved])
 
     def _written(self, moved: Sequence[PartitionState]) -> list[Checkpoint]:
         learner = self.replica.learner
@@ -264,9 +316,35 @@ class Pipeline:
         try:
             await until_it_answers(lambda: self.store.commit(part), self.say, self.must_give_up)
         except StaleOffset as error:
-            self.say(f"{error}; what was computed since is dropped and the partition is read again from the store")
+            self.say(f"{error}; {READ_AGAIN}")
             return False
         return True
+
+    async def _read_for(self, state: PartitionState, reading: Awaitable[Result], otherwise: Result) -> Result:
+        """What is read from the store for a partition; `otherwise` where that is overtaken, and hence dropped."""
+        try:
+            return await reading
+        except StaleOffset as error:
+            self.say(f"{error}; {READ_AGAIN}")
+            self._is_overtaken(state)
+            return otherwise
+
+    def _is_overtaken(self, state: PartitionState) -> None:
+        """The store is elsewhere than this partition's state: somebody else moved it, or the store lost its last writes."""
+        self.drop([state.number])
+        self.model_is_sound = False
+        self._overtaken.append(state)
+
+    async def _reread_overtaken(self) -> bool:
+        """Read partitions again that turned out to be overtaken; whether there were any.
+
+        Answers that have not left are not sent: who moved the partition gave them, or they will be given again.
+        """
+        overtaken, self._overtaken = self._overtaken, []
+        await self.outbox.forget([state.number for state in overtaken])
+        if overtaken and self.yielding_since is None:
+            await self._reread(overtaken)
+        return bool(overtaken)
 
     def _look_at_ends(self, state: PartitionState) -> None:
         """Tell the watermark which topics have been read to their end, and step over trailing markers."""
@@ -285,6 +363,8 @@ class Pipeline:
                 read[source] = max(offset, position)
                 if end is not None and position >= end[0]:
                     state.watermark.at_end(source, end[1])
+                    if source == "visits":
+                        state.visits_end = end[1]
         state.read_through(Offsets(read["visits"], read["outcomes"]))
 
     async def _settle(self, states: Sequence[PartitionState], all_answers: bool) -> bool:
@@ -296,28 +376,37 @@ class Pipeline:
         complete = True
         for state in states:
             self._look_at_ends(state)
-            complete &= await self.recall.due(state)
+            complete &= await self._read_for(state, self.recall.due(state), True)
+        states = [state for state in states if state.number in self.states]
         due = [state for state in states if state.horizons_passed() or (all_answers and state.settled)]
         if due:
-            await self.in_compute_thread(self.steps.settle, due)
+            await self._learned(self.steps.settle, due)
         if all_answers:
             self._note(self.freshness, self._unlearned)
             self._unlearned.clear()
         return complete
 
-    async def _acknowledge(self, refused: set[int]) -> None:
-        for event, number in self._to_ack:
-            if number not in refused:
-                event.message.ack(self.consumer)
+    async def _acknowledge(self) -> None:
+        for event, _ in self._to_ack:
+            event.message.ack(self.consumer)
         self._to_ack.clear()
 
-    async def _reread(self, refused: Sequence[PartitionState]) -> None:
+    async def _reread(self, states: Sequence[PartitionState]) -> None:
         """These partitions moved without this worker: forget them, mend the model, and start again from the store."""
         topics = self.settings.topics
-        tps = {TP(topic, state.number) for state in refused for topic in (topics.visits, topics.outcomes)}
+        tps = {TP(topic, state.number) for state in states for topic in (topics.visits, topics.outcomes)}
         self.consumer.pause_partitions(tps)
         self.consumer.forget(tps)
         await self.reread(tps)
+
+    async def _find_place(self) -> None:
+        """The log has not got the next offset: retention was faster, or the broker lost its end. Keep what was done, and
+        take the partitions up again, which asks where the log begins and ends, and says what is gone."""
+        await self.checkpoint()
+        lost = [state for number, state in self.states.items() if number in {tp.partition for tp in self.consumer.lost}]
+        self.drop([state.number for state in lost])
+        if lost and self.yielding_since is None:
+            await self._reread(lost)
 
     async def _on_their_log(self) -> bool:
         """Whether what was fetched came from the log that the offsets belong to; asked after each new connection.
@@ -344,6 +433,7 @@ class Pipeline:
         """Forget the state of partitions in memory, and what of them waits to be acknowledged."""
         topics = self.settings.topics
         self._to_ack = [(event, number) for event, number in self._to_ack if number not in numbers]
+        self.steps.forget(numbers)
         for number in numbers:
             self.states.pop(number, None)
             for topic in (topics.visits, topics.outcomes):
@@ -357,7 +447,8 @@ class Pipeline:
                 end, position = self.consumer.end_as_of(tp), self.consumer.read_position(tp)
                 if end is None or position is None or position < end[0] or now - end[1] > ENDS_STALE_S:
                     return False
-        return bool(self.states) and not self._waiting
+        held = any(state.ahead.records for state in self.states.values())
+        return bool(self.states) and not (self._waiting or self._outcomes or held)
 
     def must_give_up(self) -> bool:
         """Whether to stop waiting for the store, because a rebalance has waited for this worker long enough."""
@@ -365,13 +456,21 @@ class Pipeline:
 
     # -- one model among many workers --------------------------------------------------------------------------------
 
-    async def _share(self) -> None:
-        """Learn what other workers' partitions taught; keep a snapshot now and then. Absent stores are no reason to wait."""
+    async def _share(self, idle: Sequence[PartitionState] = ()) -> None:
+        """Learn what other workers' partitions taught; keep a snapshot now and then. Absent stores are no reason to wait.
+
+        `idle`: partitions of which nothing was to be written, so that no commit has asked whether the store still knows
+        the position they are at.
+        """
         now = time.monotonic()
         if now < self._follow_due:
             return
         self._follow_due = now + 1.0
         try:
+            for state in idle:
+                await self._read_for(state, self.store.at(state.number, state.position.mark), None)
+            if await self._reread_overtaken():
+                return
             if not self.states and not self.model_is_sound:
                 await self.mend_model()
             # Also where no partition is another's: imported vectors come this way.
@@ -388,17 +487,34 @@ class Pipeline:
         return [number for number in self.partitions if number not in self.states or not self.learns]
 
     async def snapshot(self) -> None:
-        """Write one where this worker is the one to do it (it owns the lowest partition) and something was learned."""
+        """Write one where this worker is the one to do it (it owns the lowest partition) and something was learned.
+
+        Every worker looks first whether its model is sound: a weight that is no number would spread with the snapshot.
+        """
         self._snapshot_due = time.monotonic() + self.settings.snapshot_interval_ms / 1000
         step = self.replica.learner.step
-        if min(self.partitions, default=-1) in self.states and step != self._snapshot_step and self.model_is_sound:
+        if damage := await self.in_compute_thread(self.replica.learner.damage):
+            await self._restore_model(f"the model is damaged: {damage}")
+        elif min(self.partitions, default=-1) in self.states and step != self._snapshot_step and self.model_is_sound:
             await self.replica.write_snapshot()
             self._snapshot_step = step
 
     async def mend_model(self) -> None:
-        """Build the model again from what is in the store."""
-        await until_it_answers(lambda: self.replica.rebuild(self.partitions), self.say, self.must_give_up)
+        """Build the model again from what is in the store, and what the partitions held here taught since."""
+        await until_it_answers(self._rebuild, self.say, self.must_give_up)
+        await self.in_compute_thread(self.steps.learn_again, list(self.states.values()))
         self.model_is_sound = True
+
+    async def _rebuild(self) -> None:
+        """Takes as long as there are lessons, under the lock; a rebalance that has to wait for that throws the worker out."""
+        rebuilding = asyncio.ensure_future(self.replica.rebuild(self.partitions))
+        try:
+            while not (await asyncio.wait([rebuilding], timeout=0.5))[0]:
+                if self.must_give_up():
+                    raise BrokerError("the group forms anew before the model is built from the store")
+            rebuilding.result()
+        finally:
+            rebuilding.cancel()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

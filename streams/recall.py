@@ -52,17 +52,23 @@ class Recall:
     async def take_up(self, number: int, position: Position, log: LogIdentity) -> PartitionState:
         """The state of a partition at a position, as the store has it. Raises StoreError, also where somebody moves the
         partition meanwhile: then the position has to be read again."""
-        epoch = position.epoch
-        if not await self._index.is_complete(number, epoch):
-            await self._make_index(number, position)
-        page = await self._read_page(number, epoch, NEVER_MS)
-        _, found = await self._store.known(number, epoch, [], [name for name, _ in page.entries])
+        epoch, mark = position.epoch, position.mark
+        try:
+            if not await self._index.is_complete(number, epoch):
+                await self._make_index(number, position)
+            page = await self._read_page(number, epoch, NEVER_MS, mark)
+            _, found = await self._store.known(number, epoch, [], [name for name, _ in page.entries], mark)
+        except StaleOffset as error:
+            raise StoreError(f"partition {number} moved while it was taken up") from error
         state = PartitionState(number, self._settings, position, log)
         self._told(number, state.join.pending.read_ahead(page.entries, page.through_ms, found))
         return state
 
     async def meet(self, state: PartitionState, parts: Sequence[Decoded]) -> None:
-        """Those who are not in memory, of visitors whose records are in `parts`, all of one partition."""
+        """Those who are not in memory, of visitors whose records are in `parts`, all of one partition.
+
+        Raises StaleOffset where the store is not at the state's position.
+        """
         visitors = state.unknown(name for part in parts for name in part.visitor_ids())
         ledgers = state.join.pending.unknown(
             [name for part in parts for name in part.visitor_ids()]
@@ -71,7 +77,7 @@ class Recall:
         if not visitors and not ledgers:
             return
         known, pending = await until_it_answers(
-            lambda: self._store.known(state.number, state.position.epoch, visitors, ledgers),
+            lambda: self._store.known(state.number, state.position.epoch, visitors, ledgers, state.position.mark),
             self._say,
             self._must_give_up,
         )
@@ -80,24 +86,27 @@ class Recall:
         self._told(state.number, state.join.pending.meet(ledgers, pending))
 
     async def due(self, state: PartitionState) -> bool:
-        """Bring at most a page of those who are due. Whether that is all of them: else settle these, and ask again."""
+        """Bring at most a page of those who are due. Whether that is all of them: else settle these, and ask again.
+
+        Raises StaleOffset where the store is not at the state's position.
+        """
         pending, watermark_ms = state.join.pending, state.watermark.value_ms
         if pending.through_ms < watermark_ms:
-            number, epoch, from_ms = state.number, state.position.epoch, pending.through_ms
+            number, epoch, mark, from_ms = state.number, state.position.epoch, state.position.mark, pending.through_ms
             page = await until_it_answers(
-                lambda: self._read_page(number, epoch, from_ms), self._say, self._must_give_up
+                lambda: self._read_page(number, epoch, from_ms, mark), self._say, self._must_give_up
             )
             asked = pending.unknown(name for name, _ in page.entries)
             _, found = await until_it_answers(
-                lambda: self._store.known(number, epoch, [], asked), self._say, self._must_give_up
+                lambda: self._store.known(number, epoch, [], asked, mark), self._say, self._must_give_up
             )
             self._told(number, pending.read_ahead(page.entries, page.through_ms, found))
         return pending.through_ms >= watermark_ms
 
-    async def _read_page(self, number: int, epoch: int, from_ms: int) -> _Page:
+    async def _read_page(self, number: int, epoch: int, from_ms: int, mark: str) -> _Page:
         size = self._page
         while True:
-            entries = await self._index.page(number, epoch, from_ms, size)
+            entries = await self._index.page(number, epoch, from_ms, size, mark)
             if len(entries) < size:
                 return _Page(entries, FOREVER_MS)
             if entries[-1][1] > from_ms:
@@ -111,10 +120,7 @@ class Recall:
             due[name] = join.pending.due_of(blob)
             if len(due) % PAGE == 0:
                 await asyncio.sleep(0)  # heartbeats go on
-        try:
-            await self._index.make(number, position, due)
-        except StaleOffset as error:
-            raise StoreError(f"partition {number} moved while it was taken up") from error
+        await self._index.make(number, position, due)
         self._say(f"partition {number}: the index of {len(due):,} visitors with pending visits was made anew")
 
     def _told(self, number: int, sentences: Sequence[str]) -> None:

@@ -18,13 +18,15 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from models.imported import CorruptImport, Imported
 from models.learner import CorruptSnapshot, Learner
 from models.lesson import CorruptLesson, Lesson
+from streams.errors import ModelFailed
+from streams.isolation import is_memory, reason
 from streams.partition import lessons_of
 from streams.store import IMPORTS, LessonEntry, Store
 
@@ -35,7 +37,12 @@ BESIDE = 2  # entries on each side with which the median is taken: so many clock
 
 
 class MissingLessons(Exception):  # noqa: N818 - a reason to rebuild, not a fault
-    """Lessons between what the replica holds and what the stream still has were trimmed: only a snapshot has them."""
+    """The model is not the one of the store. Lessons that it lacks were trimmed, so that only a snapshot has them; or it
+    holds one that the store lost with its last writes."""
+
+
+class LessonFailed(MissingLessons):
+    """The model failed in a lesson: it must be built again without it."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +136,17 @@ class Replica:
         self._executor = executor
         self._say = say
         self._blank: bytes | None = None
+        self._left_out: set[tuple[int, int]] = set()  # partition and step of lessons in which the model failed
 
     async def rebuild(self, partitions: Sequence[int]) -> None:
         """Start from the newest whole snapshot (or from nothing) and learn all that came after. Raises StoreError."""
+        while True:
+            try:
+                return await self._rebuild(partitions)
+            except LessonFailed:
+                continue  # from the beginning, and without it: what it did to the model before it failed must go
+
+    async def _rebuild(self, partitions: Sequence[int]) -> None:
         loop = asyncio.get_running_loop()
         if self._blank is None:
             self._blank = await loop.run_in_executor(self._executor, self.learner.snapshot)
@@ -142,13 +157,25 @@ class Replica:
             except CorruptSnapshot as error:
                 self._say(f"snapshot {number} of the model is unusable ({error}); the one before it is tried")
                 continue
-            self.applied, self.snapshot_through = dict(stamp), dict(stamp)
+            kept = await self._kept_of(stamp, partitions)
+            if kept is None:
+                self._say(
+                    f"snapshot {number} of the model holds lessons that the store lost; the one before it is tried"
+                )
+                continue
+            self.applied, self.snapshot_through = kept, dict(kept)
             break
         else:
+            self.snapshot_through = {}
             await loop.run_in_executor(self._executor, self.learner.restore, self._blank)
+        newest = {partition: await self._store.last_lesson(partition) for partition in partitions}
         while await self._import_some(from_snapshot=True):
             pass
         await self._learn_after(partitions, from_snapshot=True)
+        for partition, step in newest.items():
+            if self.applied.get(partition, 0) < step:
+                self._say(self._without(partition, step))
+                self.applied[partition] = step
         self.staleness = Staleness()  # nothing was answered by the model before, as it is none that this one follows
 
     async def follow(self, partitions: Sequence[int]) -> None:
@@ -156,6 +183,14 @@ class Replica:
         await self._import_some(from_snapshot=False)
         before, at = dict(self.taught_at_ms), time.monotonic()
         lessons = await self._learn_after(partitions, from_snapshot=False)
+        for partition in partitions:
+            newest = await self._store.last_lesson(partition)
+            if self.applied.get(partition, 0) > newest:
+                raise MissingLessons(self._lost(partition))
+            if self.applied.get(partition, 0) < newest:  # it came in between, or nothing of it is left
+                lessons += await self._learn_after([partition], from_snapshot=False)
+            if self.applied.get(partition, 0) < newest:
+                raise MissingLessons(f"{_name(partition)}: lessons up to step {newest} are gone")
         moved = [now_ms - before.get(p, now_ms) for p, now_ms in self.taught_at_ms.items()]
         self.staleness = Staleness(max([0, *moved]), lessons, at)
 
@@ -195,22 +230,63 @@ class Replica:
             self._say(
                 f"partition {partition}: the lesson of step {entry.step} is unusable ({ahead.unusable}) and is left out"
             )
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._teach, ahead.lessons)
+        if (partition, entry.step) not in self._left_out:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._executor, self._teach, ahead.lessons)
+            except Exception as error:  # whatever a library raises; and of the model nobody knows how far it came
+                if is_memory(error):
+                    raise ModelFailed(f"there is no memory to learn what is in the store ({reason(error)})") from error
+                self._left_out.add((partition, entry.step))
+                what = f"{_name(partition)}: the lesson of step {entry.step} makes the model fail ({reason(error)})"
+                self._say(f"{what}; it is left out and the model is built again without it")
+                raise LessonFailed(what) from error
         self.applied[partition], self.taught_at_ms[partition] = entry.step, ahead.at_ms
 
     def _teach(self, lessons: Sequence[Lesson]) -> None:
         for lesson in lessons:
             self.learner.learn(lesson)
 
+    async def _kept_of(self, stamp: Mapping[int, int], partitions: Sequence[int]) -> dict[int, int] | None:
+        """From where to go on after a snapshot; None where it holds a lesson that the store lost.
+
+        Each entry names the one before it, so a lesson that was learned is either passed over or named. Where the store
+        knows nothing of a partition any more (it expired, or its node was emptied), what was learned of it stays, and
+        its entries begin anew.
+        """
+        kept = dict(stamp)
+        for partition in set(partitions) & stamp.keys():
+            newest = await self._store.last_lesson(partition)
+            if newest == 0:
+                kept[partition] = 0
+            elif newest < stamp[partition]:
+                return None
+            else:
+                following = await self._store.lessons(partition, stamp[partition], 1)
+                if any(0 < entry.after < stamp[partition] for entry in following):
+                    return None
+        return kept
+
     def _expect(self, partition: int, entry: LessonEntry, from_snapshot: bool) -> None:
-        """Notice where lessons are missing before this entry. Raises MissingLessons where a snapshot may have them."""
+        """Notice where this entry does not follow the one learned last: lessons are missing, or it is not the store's.
+
+        Raises MissingLessons where a model that is built again may be right.
+        """
+        if entry.after < self.applied.get(partition, 0) and not from_snapshot and partition != IMPORTS:
+            raise MissingLessons(self._lost(partition))
         if entry.after > self.applied.get(partition, 0):
             if not from_snapshot:
                 raise MissingLessons(f"{_name(partition)}: lessons up to step {entry.after} are gone")
-            self._say(
-                f"{_name(partition)}: lessons between steps {self.applied.get(partition, 0)} and {entry.after} "
-                "are in no snapshot and no stream any more; the model goes on without them"
-            )
+            self._say(self._without(partition, entry.after))
+
+    @staticmethod
+    def _lost(partition: int) -> str:
+        return f"{_name(partition)}: the store lost lessons that this model has learned"
+
+    def _without(self, partition: int, step: int) -> str:
+        return (
+            f"{_name(partition)}: lessons between steps {self.applied.get(partition, 0)} and {step} "
+            "are in no snapshot and no stream any more; the model goes on without them"
+        )
 
     async def _import_some(self, from_snapshot: bool) -> bool:
         """Take in the next imported vectors, at most so many entries. Returns whether there were any."""

@@ -89,6 +89,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     latency_objective: str = "50ms"
     checkpoint_interval: str = "500ms"
     snapshot_interval: str = "30s"
+    stall_limit: str = "50s"
     visitor_ttl: str = "30d"
     visitor_cache: int = 200_000
     pending_cache: int = 50_000
@@ -132,6 +133,7 @@ class Settings:
     latency_objective_ms: int = 50
     checkpoint_interval_ms: int = 500  # bounds the duplicates after a crash; each one costs a transaction a partition
     snapshot_interval_ms: int = 30_000  # bounds what a new worker must learn again
+    stall_limit_ms: int = 50_000  # lag and no progress; a request whose answer was lost is given up after 40 s
     visitor_ttl_ms: int = 30 * 86_400_000
     visitor_cache: int = 200_000  # visitors a partition keeps in memory; the others come back from the store
     pending_cache: int = 50_000  # visitors of whom pending visits are in memory; as above, or when they are due
@@ -304,6 +306,7 @@ def settle(file: _File, kafka: str, redis: str) -> Settings:
         latency_objective_ms=_positive("latency_objective", duration_ms(file.latency_objective)),
         checkpoint_interval_ms=_positive("checkpoint_interval", duration_ms(file.checkpoint_interval), 10),
         snapshot_interval_ms=_positive("snapshot_interval", duration_ms(file.snapshot_interval), 100),
+        stall_limit_ms=_positive("stall_limit", duration_ms(file.stall_limit), 1_000),
         visitor_ttl_ms=_positive("visitor_ttl", duration_ms(file.visitor_ttl), 60_000),
         visitor_cache=_positive("visitor_cache", file.visitor_cache, 100),
         pending_cache=_positive("pending_cache", file.pending_cache, 100),

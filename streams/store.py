@@ -12,6 +12,10 @@ worker moved from, else `StaleOffset`. So
 * a store that lost its last writes (a failover, a second of its log) holds an older step; the worker is refused too,
   reads the state that is there, and reads the records after it again.
 
+What a worker reads of a partition that it owns is compared likewise: a visitor's state counts only where the store is at the
+mark of the offsets that the worker goes on from. Else a worker that had lost its partition would read what its successor
+wrote, and carry that into a store that forgot the successor and takes the worker for right.
+
 A commit whose answer was lost (the connection broke during EXEC) is asked about before it is tried again: the store
 holds the mark of the step that it took.
 
@@ -188,14 +192,17 @@ class Store:
             raise StoreError(f"{what}: {reason(error)}") from error
 
     async def visitors(self, partition: int, epoch: int, names: Sequence[str]) -> dict[str, bytes]:
-        """State of those of `names` that the store knows."""
+        """State of those of `names` that the store knows, wherever the partition stands."""
         found, _ = await self.known(partition, epoch, names, [])
         return found
 
     async def known(
-        self, partition: int, epoch: int, visitors: Sequence[str], pending: Sequence[str]
+        self, partition: int, epoch: int, visitors: Sequence[str], pending: Sequence[str], mark: str | None = None
     ) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        """State of `visitors`, and what is pending of those of the other list, as far as the store knows; in one turn."""
+        """State of `visitors`, and what is pending of those of the other list, as far as the store knows; in one turn.
+
+        Raises StaleOffset where a `mark` is given and the store is at another.
+        """
         newest = self._generation()
         states: dict[str, bytes] = {}
         ledgers: dict[str, bytes] = {}
@@ -206,17 +213,36 @@ class Store:
         ]
         asked = [(key, names, into) for key, names, into in asked if names]
 
-        async def job(client: Any) -> Any:
-            async with client.pipeline(transaction=False) as pipe:
-                for key, names, _ in asked:
-                    pipe.hmget(key, names)
-                return await pipe.execute()
+        def read(pipe: Any) -> None:
+            for key, names, _ in asked:
+                pipe.hmget(key, names)
 
-        at = self.key(partition, "position")
-        answers = await self.ask(at, job, f"visitors of partition {partition} cannot be read from Redis")
+        answers = await self.read_at(partition, mark, read, f"visitors of partition {partition}")
         for (_, names, into), blobs in zip(asked, answers, strict=True):
             into.update((name, blob) for name, blob in zip(names, blobs, strict=True) if blob is not None)
         return states, ledgers
+
+    async def read_at(self, partition: int, mark: str | None, read: Callable[[Any], None], what: str) -> list[Any]:
+        """The answers to the commands that `read` puts into a pipe, all of one moment, at which the store is at `mark`.
+
+        Raises StaleOffset where it is at another; None: wherever it is.
+        """
+        at = self.key(partition, "position")
+
+        async def job(client: Any) -> list[Any]:
+            async with client.pipeline(transaction=True) as pipe:
+                pipe.hget(at, "mark")
+                read(pipe)
+                return list(await pipe.execute())
+
+        held, *answers = await self.ask(at, job, f"{what} cannot be read from Redis")
+        if mark is not None and (held or b"").decode() != mark:
+            raise StaleOffset(_moved(partition, held))
+        return answers
+
+    async def at(self, partition: int, mark: str) -> None:
+        """Raises StaleOffset where the store does not hold the mark that a worker would move from."""
+        await self.read_at(partition, mark, lambda _: None, f"the position of partition {partition}")
 
     def _generation(self) -> int:
         return int(time.time() * 1000) // self.settings.visitor_ttl_ms
@@ -238,10 +264,7 @@ class Store:
                 if held == to.mark:
                     return  # it had arrived: only the answer was lost
                 if held != checkpoint.expected:
-                    raise StaleOffset(
-                        f"partition {partition}: the store {'holds nothing' if held is None else 'moved on'} since this worker "
-                        "read from it"
-                    )
+                    raise StaleOffset(_moved(partition, found))
                 pipe.multi()
                 self._write(pipe, checkpoint)
                 await pipe.execute()
@@ -310,6 +333,13 @@ class Store:
         )
         return [LessonEntry(_step(id_), int(row[b"after"]), row[b"lesson"]) for id_, row in rows]
 
+    async def last_lesson(self, partition: int) -> int:
+        """The step of the newest lesson that the partition taught, as the store knows it now; 0 where it knows of none."""
+        key = self.key(partition, "position")
+        what = f"the position of partition {partition} cannot be read from Redis"
+        found = await self.ask(key, lambda client: client.hget(key, "last_lesson"), what)
+        return (await self.position(partition)).last_lesson if found is None else int(found)
+
     async def add_import(self, blob: bytes) -> int:
         """Append imported vectors to those that every replica takes in; returns their number, which only grows."""
         key = self.key(IMPORTS, "lessons")
@@ -365,11 +395,13 @@ class Store:
         key = self.key("model", "snapshot")
         rows = await self.ask(key, lambda client: client.lrange(key, 0, -1), "the snapshot cannot be read from Redis")
         found = []
-        for row in rows:
+        for number, row in enumerate(rows):
             try:
                 found.append(msgspec.msgpack.decode(row, type=tuple[int, dict[int, int], bytes]))
-            except msgspec.MsgspecError:
-                continue  # torn or foreign: the one before it serves, and the caller says which it used
+            except msgspec.MsgspecError as error:
+                log.warning(
+                    "snapshot %d of the model is torn or foreign (%s); the one before it is tried", number, error
+                )
         return found
 
     # -- who works ---------------------------------------------------------------------------------------------------
@@ -408,6 +440,11 @@ class Store:
             return [blob for blob in await client.mget(keys) if blob is not None] if keys else []
 
         return await self.ask(index, job, "the workers' reports cannot be read from Redis")
+
+
+def _moved(partition: int, held: bytes | None) -> str:
+    what = "holds nothing" if held is None else "moved on"
+    return f"partition {partition}: the store {what} since this worker read from it"
 
 
 def _step(stream_id: bytes) -> int:

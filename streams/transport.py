@@ -16,8 +16,8 @@ What this file promises
 * What was polled before a rebalance or a seek is dropped, and what was polled after it never is: rebalances and seeks
   are counted (epochs), and each poll says after which seek it was made. The group's generation would not do: a poll that
   began before a rebalance can return what was fetched after the seek that ended it.
-* At most `max_in_flight` records are read and not yet acknowledged; beyond it nothing is fetched, below half of it
-  fetching goes on. Heartbeats come from another thread and do not stop.
+* At most `max_in_flight` records are read and not yet acknowledged; beyond it nothing is fetched but of the held topic,
+  below half of it fetching goes on. Heartbeats come from another thread and do not stop.
 * Both inputs are co-partitioned: the range assignor gives partition p of each topic to the same member.
 
 What it does not do: decode, retry, or remember anything across a restart.
@@ -45,6 +45,7 @@ Resume = Callable[[set[TP], int], Awaitable[None]]
 # A batch of this many records is large enough to make the cost per batch small (75 µs / 512) and small enough to learn
 # from before the next is scored: a replay at full speed would otherwise be scored by a model that lags thousands of visits.
 MAX_POLL_RECORDS = 512
+ALONGSIDE_S = 0.05  # how long a poll of the held topic alone may take: soon there may be room for the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class _Unpaused:
         self._consumer = consumer
 
     def __contains__(self, tp: object) -> bool:
-        return tp in (self._consumer._active_partitions or ())
+        return tp in (self._consumer._active_partitions or ()) and self._consumer.may_fetch(tp)
 
 
 class _NotKept(dict[TP, int | None]):
@@ -145,7 +146,14 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         """Start the consumer, and note for each fetch when it was asked and where the log ended then."""
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
-        fetch = fetcher._proc_fetch_request
+        fetch, update = fetcher._proc_fetch_request, fetcher._client.force_metadata_update
+
+        def noting_doubt() -> Any:
+            # A fetch found no such partition there, or another leader: perhaps the topic is being made anew.
+            self.consumer.connection_changes += 1
+            return update()
+
+        fetcher._client.force_metadata_update = noting_doubt
 
         async def noting(assignment: Any, node_id: Any, request: Any) -> Any:
             asked_at = time.monotonic()
@@ -163,6 +171,9 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                     # be used, leaves the end of an earlier fetch, of which nothing is known now.
                     if state is not None and state.timestamp != answered_ms:
                         self.consumer.note_end(TP(tp.topic, tp.partition), state.highwater, asked_at)
+                    # The offset is not in the log. The driver would go on at the beginning, and say nothing.
+                    if state is not None and not state.has_valid_position:
+                        self.consumer.note_lost(TP(tp.topic, tp.partition))
             return result
 
         fetcher._proc_fetch_request = noting
@@ -210,6 +221,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     consumer_stopped_errors: ClassVar[tuple[type[BaseException], ...]] = driver.Consumer.consumer_stopped_errors
     max_in_flight: int = 20_000  # records; the worker sets it from its settings
     resume: Resume | None = None
+    held_topic: str = ""  # fetched also while there is no room; the pipeline, which holds its batches, bounds them
     # Rises whenever fetches come over another connection than before: a broker that was away may be another, or empty, and
     # whoever keeps offsets asks for the identity of the log again before relying on them.
     connection_changes: int = 0
@@ -224,6 +236,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._epochs: defaultdict[TP, int] = defaultdict(int)  # counts what made earlier polls void
         self._read: dict[TP, int] = {}
         self._ends: dict[TP, tuple[int, float]] = {}
+        self._lost: set[TP] = set()
         super().__init__(*args, **kwargs)
         self._read_offset = _NotKept()
 
@@ -249,6 +262,16 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """Called by the consumer thread after a fetch: the log ended at `end` at some moment after `asked_at`."""
         self._ends[tp] = end, asked_at
 
+    def note_lost(self, tp: TP) -> None:
+        """Called by the consumer thread after a fetch: the log has not got the offset that was to be read next."""
+        self._lost.add(tp)
+
+    @property
+    def lost(self) -> set[TP]:
+        """Partitions whose next offset is not in the log any more, or not yet; until they are sought again. Known before
+        anything that was read from elsewhere instead is delivered."""
+        return set(self._lost)
+
     def end_as_of(self, tp: TP) -> tuple[int, float] | None:
         """Where the log ended (offset), and since when that is known to be so (monotonic seconds); None before a fetch.
 
@@ -267,8 +290,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:  # noqa: ASYNC109
         """Poll once; yield one message per partition that had records."""
-        if not await self._wait_for_room(timeout):
-            return
+        if not self._room.is_set():
+            if any(self.may_fetch(tp) for tp in self._get_active_partitions()):
+                timeout = min(timeout, ALONGSIDE_S)
+            elif not await self._wait_for_room(timeout):
+                return
         records, _ = await self._wait_next_records(timeout)
         if records is None or self.should_stop or not self.flow_active:
             return  # what was fetched is fetched again after the seek that ends the rebalance
@@ -279,6 +305,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             if batch and self._counts(polled, tp):
                 yield TP(tp.topic, tp.partition), self._deliver(TP(tp.topic, tp.partition), batch)
         self._read.update({tp: position for tp, position in polled.positions.items() if self._counts(polled, tp)})
+
+    def may_fetch(self, tp: Any) -> bool:
+        """Whether there is room for records of a partition: those of the held topic have room of their own."""
+        return self._room.is_set() or tp.topic == self.held_topic
 
     def _counts(self, polled: _Polled, tp: TP) -> bool:
         """Whether the poll was made after the last seek of this partition, and nothing made it void since."""
@@ -328,6 +358,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             self._release(records)
         return acked
 
+    def hold(self, batch: RecordBatch) -> None:
+        """Count a batch as in flight no longer, though it is not acknowledged: it waits for records still to be fetched."""
+        key = batch.tp, batch.token
+        if self._unacked_records.get(key):
+            self._release(self._unacked_records[key])
+            self._unacked_records[key] = 0
+
     def _release(self, records: int) -> None:
         self._in_flight -= records
         if self._in_flight <= self.max_in_flight // 2:
@@ -354,6 +391,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             self._chunks[tp].forget()
             self._read.pop(tp, None)
             self._ends.pop(tp, None)
+            self._lost.discard(tp)
             self._acked.pop(tp, None)
             self._acked_index.pop(tp, None)
             self._committed_offset.pop(tp, None)

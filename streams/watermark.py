@@ -98,6 +98,10 @@ class Watermark:
         """Nothing older than this is still to be read, lateness allowed for. Never falls."""
         return self._value_ms
 
+    def promised_ms(self, source: Input) -> int:
+        """Nothing older than this is left in one input, lateness aside."""
+        return self._inputs[source].promise_ms
+
     def observe(self, source: Input, event_ms: int, read_at: float) -> None:
         """An event of this time was read from `source` at `read_at`: once a record, or once a batch with its newest."""
         self._inputs[source].read(event_ms, read_at)

@@ -4,6 +4,7 @@ Servers start when the first test asks for them and serve the whole run; what be
 topics and a flushed store. A test that breaks a server starts one of its own (`tests.servers`, `deploy.embedded`).
 """
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from deploy.embedded import EmbeddedServers
 from deploy.kafka import fetch
 from streams import topics
 from streams.errors import ConfigError
+from tests.redis_servers import OTHER, RedisServer
 from tests.servers import RealKafka
 
 if TYPE_CHECKING:
@@ -36,8 +38,24 @@ hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, deran
 hypothesis.settings.load_profile("ci" if IN_CI else "dev")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also the tests that take minutes (`make chaos`)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "partitions(n): how many partitions `topic_names` creates")
+    config.addinivalue_line("markers", "long: takes minutes; runs with --long alone")
+    # So that --log-cli-level=INFO shows the figures of a test, and not each connection of a client.
+    logging.getLogger("kafka").setLevel(logging.WARNING)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    left_out = pytest.mark.skip(reason="takes minutes: `make chaos`, or --long")
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(left_out)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -103,9 +121,14 @@ def kafka(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def redis_server(embedded_servers: EmbeddedServers) -> str:
+def redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`redis://127.0.0.1:port/0` of a Valkey, with whatever other tests left in it; see `store_url`."""
-    return embedded_servers.redis
+    if OTHER in os.environ:
+        with RedisServer(tmp_path_factory.mktemp("redis"), "--appendonly", "yes", "--save", "") as server:
+            yield server.url
+    else:
+        servers: EmbeddedServers = request.getfixturevalue("embedded_servers")
+        yield servers.redis
 
 
 @pytest.fixture

@@ -17,10 +17,12 @@ import sys
 import uuid
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any, Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
@@ -127,11 +129,19 @@ LATENESS_MS = 60 * MINUTE_MS
 class WorkerProcess:
     """One worker of the group as a process."""
 
-    def __init__(self, folder: Path, name: str, config: Path, addresses: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        config: Path,
+        addresses: Sequence[str],
+        program: str = "streams.cli",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.out, self.err = folder / f"{name}.out", folder / f"{name}.err"
-        command = [sys.executable, "-m", "streams.cli", "worker", "--json", "--config", str(config), *addresses]
+        command = [sys.executable, "-m", program, "worker", "--json", "--config", str(config), *addresses]
         with self.out.open("wb") as out, self.err.open("wb") as err:
-            self.child = Child(name, command, stdout=out, stderr=err)
+            self.child = Child(name, command, stdout=out, stderr=err, environment=environment)
 
     @property
     def ready(self) -> bool:
@@ -198,6 +208,8 @@ def command(
 class System:
     """Workers of one group on given servers. Use it as a context: nothing outlives it."""
 
+    program = "streams.cli"  # what workers run; a test may put something at fault around it
+
     def __init__(
         self, folder: Path, kafka: str, redis: str, names: Topics, settings: str = "", partitions: int = 4
     ) -> None:
@@ -213,10 +225,13 @@ class System:
     def addresses(self) -> list[str]:
         return ["--kafka", self.kafka, "--redis", self.redis]
 
-    def launch(self, *options: str) -> WorkerProcess:
-        """Start a worker; does not wait."""
+    def launch(
+        self, *options: str, program: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> WorkerProcess:
+        """Start a worker; does not wait. `program` is this one's, where it is not that of all."""
         name = f"worker-{len(self.workers)}"
-        worker = WorkerProcess(self.folder, name, self.config, [*self.addresses, "--session-timeout", "6s", *options])
+        addresses = [*self.addresses, "--session-timeout", "6s", *options]
+        worker = WorkerProcess(self.folder, name, self.config, addresses, program or self.program, environment)
         self.workers.append(worker)
         return worker
 
@@ -224,8 +239,13 @@ class System:
         """Start a worker and wait until it is ready to score."""
         return self.launch(*options).until_ready()
 
-    def publish(self, records: Iterable[Sent], slice_records: int = 300) -> None:
-        """Publish in this order, acknowledged slice by slice, so that neither topic runs far ahead of the other."""
+    def publish(
+        self, records: Iterable[Sent], slice_records: int = 300, goes_on: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Publish in this order, acknowledged slice by slice, so that neither topic runs far ahead of the other.
+
+        After each slice it is asked whether it `goes_on`; who sets a pace waits there.
+        """
         producer = Producer({"bootstrap.servers": self.kafka, "linger.ms": 5, "message.max.bytes": 1_048_576})
         failed: list[KafkaError] = []
 
@@ -240,6 +260,8 @@ class System:
             )  # fmt: skip
             if number % slice_records == 0:
                 producer.flush(READ_LIMIT_S)
+                if not goes_on():
+                    break
         assert producer.flush(READ_LIMIT_S) == 0, "the broker did not take everything"
         assert not failed, failed[0]
 
@@ -259,6 +281,20 @@ class System:
                 await store.close()
 
         return asyncio.run(read())
+
+    @contextmanager
+    def load(self, records: Iterable[Sent], a_second: float) -> Iterator[None]:
+        """Publish from another thread at that rate, until the block ends or nothing is left; what is there then is the
+        input. Fails where the broker did not take it."""
+        enough = Event()
+        slice_records = max(1, round(a_second / 10))
+        with ThreadPoolExecutor(1) as pool:
+            publishing = pool.submit(self.publish, records, slice_records, lambda: not enough.wait(0.1))
+            try:
+                yield
+            finally:
+                enough.set()
+            publishing.result()
 
     def until_scored(self, count: int, limit_s: float = 60.0) -> None:
         """Wait until `count` visits are scored and checkpointed."""

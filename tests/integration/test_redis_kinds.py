@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.exceptions import NoPermissionError, ResponseError
@@ -382,16 +383,24 @@ async def test_the_documented_user_can_do_all_of_it_and_nothing_else(server: Red
         await store.close()
 
 
+def take_away(admin: Any, right: str) -> None:
+    try:
+        admin.execute_command("ACL", "SETUSER", "url2vec", right.replace("+", "-"))
+    except ResponseError:  # Redis 6.2 gives subcommands, and takes commands alone
+        admin.execute_command("ACL", "SETUSER", "url2vec", right.replace("+", "-").partition("|")[0])
+
+
 @pytest.mark.parametrize("right", RIGHTS)
 async def test_no_documented_right_is_idle_and_without_it_there_is_one_sentence(
     server: RedisServer, right: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     admin = server.client()
     admin.execute_command(*documented_user())
-    admin.execute_command("ACL", "SETUSER", "url2vec", right.replace("+", "-"))
+    take_away(admin, right)
     if right in {"+info", "+config|get"}:
         assert len(await said_at_the_start(as_user(server.url), caplog)) == 0, "one stands for the other"
-        admin.execute_command("ACL", "SETUSER", "url2vec", "-info", "-config|get")
+        take_away(admin, "+info")
+        take_away(admin, "+config|get")
         (sentence,) = await said_at_the_start(as_user(server.url), caplog)
         assert "could not be checked" in sentence
         return

@@ -24,6 +24,7 @@ PURE = (
     "batching",
     "habits",
     "latency",
+    "lockstep",
     "matching",
     "offsets",
     "outcomes",

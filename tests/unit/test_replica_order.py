@@ -37,6 +37,9 @@ class Shelf:
         self.limits.add(limit)
         return [one for one in self.streams[partition] if one.step > after][:limit]
 
+    async def last_lesson(self, partition: int) -> int:
+        return self.streams[partition][-1].step if self.streams[partition] else 0
+
     async def snapshots(self) -> list[Any]:
         return []
 
