@@ -18,8 +18,9 @@ from schemas.decoding import BadEvent, Decoder
 from schemas.records import ScoredVisit, WebVisit
 from streams import topics as broker
 from streams.errors import ConfigError
-from streams.sessions import Sessioniser, Visitor
+from streams.sessions import Sessioniser
 from streams.settings import Settings
+from streams.visitor_layouts import Visitor
 
 POLL_MS = 500
 

@@ -7,7 +7,6 @@ bound, for the store does not have them yet.
 """
 
 import secrets
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -21,9 +20,9 @@ from models.ranking import Ranking
 from streams.balance import Balance
 from streams.lockstep import Lockstep
 from streams.outcomes import Counts, OutcomeJoin, Settled
-from streams.sessions import Visitor
 from streams.settings import Settings
 from streams.store import Checkpoint, LogIdentity, Position
+from streams.visitors import VisitorTable
 from streams.watermark import Watermark
 
 
@@ -108,8 +107,7 @@ class PartitionState:
         self.enough_ahead = False  # so that no more are fetched
         self.visits_end = -inf  # as of when the visits were last confirmed read to their end, monotonic seconds
         self.settled: list[tuple[Settled, bool]] = []  # answered, not learned yet; True: because the horizon passed
-        self._visitors: OrderedDict[str, Visitor | None] = OrderedDict()
-        self._dirty: set[str] = set()
+        self.visitors = VisitorTable()
         self._lessons: list[bytes] = []
         self._moved = False
         self._settled_through_ms: int | None = None
@@ -118,32 +116,15 @@ class PartitionState:
 
     def unknown(self, visitor_ids: Iterable[str]) -> list[str]:
         """Those whose state must be read from the store before they can be scored."""
-        return [name for name in dict.fromkeys(visitor_ids) if name not in self._visitors]
+        return [name for name in dict.fromkeys(visitor_ids) if name not in self.visitors]
 
     def meet(self, asked: Sequence[str], found: Mapping[str, bytes]) -> list[str]:
         """Take in what the store knows of the visitors `asked` for; those it does not know are new.
 
         Returns a sentence for each whose state cannot be read: the visitor counts as new, the stream goes on.
         """
-        unreadable = []
-        for name in asked:
-            blob = found.get(name)
-            try:
-                self._visitors[name] = None if blob is None else Visitor.decode(blob)
-            except ValueError as error:
-                self._visitors[name] = None
-                unreadable.append(f"partition {self.number}: {error}; the visitor counts as new")
-        return unreadable
-
-    def visitor(self, visitor_id: str) -> Visitor | None:
-        """State of a visitor that was met, None when it is new."""
-        self._visitors.move_to_end(visitor_id)
-        return self._visitors[visitor_id]
-
-    def keep(self, visitor_id: str, visitor: Visitor) -> None:
-        """Remember a visitor's new state until the next checkpoint writes it."""
-        self._visitors[visitor_id] = visitor
-        self._dirty.add(visitor_id)
+        said = self.visitors.load(asked, found)
+        return [f"partition {self.number}: {sentence}; the visitor counts as new" for sentence in said]
 
     # -- what the steps report ---------------------------------------------------------------------------------------
 
@@ -190,11 +171,6 @@ class PartitionState:
             urls=urls,
             insight=insight,
         )
-        visitors = {}
-        for name in self._dirty:
-            visitor = self._visitors[name]
-            assert visitor is not None, "a dirty visitor has a state"
-            visitors[name] = visitor.encode()
         return Checkpoint(
             partition=self.number,
             expected=self.position.mark or None,
@@ -206,7 +182,7 @@ class PartitionState:
                 outcomes=self.outcomes,
                 summary=msgspec.msgpack.encode(summary),
             ),
-            visitors=visitors,
+            visitors=self.visitors.dirty(),
             joins=self.join.pending.take_changed(),
             due=self.join.pending.take_moved(),
             lesson=msgspec.msgpack.encode(self._lessons) if self._lessons else b"",
@@ -219,11 +195,9 @@ class PartitionState:
             checkpoint.position,
             last_lesson=checkpoint.position.step if taught else checkpoint.position.last_lesson,
         )
-        self._dirty.clear()
         self._lessons.clear()
         self._moved = False
-        while len(self._visitors) > self.settings.visitor_cache:
-            self._visitors.popitem(last=False)
+        self.visitors.stored(self.settings.visitor_cache)
         self.join.pending.evict(self.settings.pending_cache)
 
 

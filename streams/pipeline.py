@@ -199,7 +199,7 @@ class Pipeline:
         self._to_ack += [(event, number) for event, number in intake.done if number in self.states]
         records = sum(len(part.batch.records) for part in decoded)
         self._batcher.served(records, time.monotonic() - began)
-        self.visits_done += len(answers.prepared)
+        self.visits_done += len(answers.contexts)
         self.progressed_at = time.monotonic()
         await self._reread_overtaken()
 

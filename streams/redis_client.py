@@ -20,15 +20,17 @@ import os
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import redis.asyncio
 import redis.exceptions
-from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
+from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, NoPermissionError, RedisError, ResponseError, TryAgainError
 
@@ -196,10 +198,10 @@ class RedisClient:
     def _node(self, address: Address | None = None) -> Any:
         """The client of a node; without an address that of a socket file."""
         if address is None:
-            return redis.asyncio.Redis.from_pool(ConnectionPool(**self._address.options, **_settings()))
+            return redis.asyncio.Redis.from_pool(_pool({**self._address.options, **_settings()}))
         if address not in self._nodes:
             options = {**self._address.options, **_settings(), "host": address[0], "port": address[1]}
-            self._nodes[address] = redis.asyncio.Redis.from_pool(ConnectionPool(**options))
+            self._nodes[address] = redis.asyncio.Redis.from_pool(_pool(options))
         return self._nodes[address]
 
     # -- Sentinel ----------------------------------------------------------------------------------------------------
@@ -214,6 +216,23 @@ class RedisClient:
         sentinel: Any = Sentinel(list(self._address.hosts), sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
         self._sentinels = list(sentinel.sentinels)
         return sentinel.master_for(self._address.service, **options, ssl=secure)
+
+
+class _Packing(AbstractConnection):
+    """Has hiredis write commands, as the synchronous client does: a checkpoint's costs a third of the time."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        packed: list[bytes] = HiredisRespSerializer().pack(*args)
+        return packed
+
+
+@cache
+def _packing(connection: type[AbstractConnection]) -> type[AbstractConnection]:
+    return type(f"Packing{connection.__name__}", (_Packing, connection), {})
+
+
+def _pool(options: dict[str, Any]) -> ConnectionPool:
+    return ConnectionPool(**{**options, "connection_class": _packing(options.get("connection_class", Connection))})
 
 
 def _addressed(node: Any, asked: Address) -> Address:

@@ -11,29 +11,37 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from models.learner import Learner, Scored
 from models.lesson import Example, Lesson
-from models.visits import VisitContext, action_of
+from models.visits import TIMESTAMP, VisitBatch, action_of
 from schemas.decoding import encode_scored
 from schemas.records import ModelStamp, NextUrl, ScoredVisit, Source
-from streams.decode import Decoded, ReadVisit
+from streams.decode import Decoded
 from streams.emit import Record
 from streams.errors import ModelFailed
 from streams.isolation import is_memory, reason, score_apart
 from streams.outcomes import Settled
 from streams.partition import PartitionState
-from streams.sessions import Sessioniser, SessionStep, Visitor
+from streams.session_steps import DUPLICATE
+from streams.sessions import FLAGS, Sessionised, Sessioniser
 from streams.settings import Settings
 
 
 @dataclass(slots=True)
-class PreparedVisit:
-    """A visit on its way from its session to its answer."""
+class Part:
+    """The visits of one record batch on their way from their sessions to their answers."""
 
     state: PartitionState
-    read: ReadVisit
-    context: VisitContext
-    step: SessionStep
+    decoded: Decoded
+    sessions: Sessionised
+    begin: int  # place of the first among all of the micro-batch
+
+    @property
+    def places(self) -> range:
+        """Of its visits among all of the micro-batch."""
+        return range(self.begin, self.begin + len(self.decoded.visits))
 
 
 @dataclass(slots=True)
@@ -41,8 +49,9 @@ class Answers:
     """What a micro-batch gives out at once, and what it will teach."""
 
     records: dict[int, list[Record]] = field(default_factory=dict)  # partition → answers, in offset order
-    prepared: list[PreparedVisit] = field(default_factory=list)
-    scored: Scored | None = None
+    parts: list[Part] = field(default_factory=list)
+    contexts: VisitBatch = field(default_factory=lambda: VisitBatch.of([]))
+    scored: Scored | None = None  # of the contexts
     refused: list[str] = field(default_factory=list)  # why, of each visit that alone made the model fail
 
 
@@ -51,13 +60,13 @@ class Teaching:
     """What one partition teaches in one learning step, as long as it can still be taken apart."""
 
     state: PartitionState
-    contexts: list[VisitContext]
+    contexts: VisitBatch
     examples: list[Example]
     through_ms: int
 
     def lesson(self) -> Lesson:
         """What the model is given, and the store."""
-        through_ms = max([context.timestamp_ms for context in self.contexts], default=self.through_ms)
+        through_ms = max(self.contexts.facts[:, TIMESTAMP].tolist(), default=self.through_ms)
         return Lesson.of(self.contexts, self.examples, through_ms, now_ms=int(time.time() * 1000))
 
     def halves(self) -> "list[Teaching]":
@@ -90,115 +99,117 @@ class Steps:
         sessionised again as if it had never been. Raises ModelFailed, with the state as it was.
         """
         answers = Answers()
-        while True:
-            after: dict[tuple[int, str], Visitor] = {}
-            prepared = [
-                self._sessionise(states[batch.partition], read, after) for batch in decoded for read in batch.visits
-            ]
-            if not prepared:
-                return answers
-            scored, failed = score_apart(self._learner, [visit.context for visit in prepared])
+        while batches := [batch for batch in decoded if batch.visits]:
+            parts: list[Part] = []
+            try:
+                for batch in batches:
+                    parts.append(self._sessionise(batch, states[batch.partition], parts))
+                contexts = VisitBatch.joined([part.sessions.contexts for part in parts])
+                scored, failed = score_apart(self._learner, contexts)
+            except BaseException:
+                _undo(parts)
+                raise
             if not failed:
+                assert scored is not None, "nothing failed"
+                answers.parts, answers.contexts, answers.scored = parts, contexts, scored
+                self._write(answers, scored)
                 break
-            reasons = {(prepared[i].state.number, prepared[i].read.offset): why for i, why in failed.items()}
-            for batch in decoded:
-                batch.refuse({offset: why for (number, offset), why in reasons.items() if number == batch.partition})
-            answers.refused += reasons.values()
-        assert scored is not None, "nothing failed"
-        for (number, visitor_id), visitor in after.items():
-            states[number].keep(visitor_id, visitor)
-        answers.prepared, answers.scored = prepared, scored
-        self._write(answers, prepared, scored)
+            _undo(parts)
+            for part in parts:
+                offsets = [read.offset for read in part.decoded.visits]
+                part.decoded.refuse({offsets[k - part.begin]: why for k, why in failed.items() if k in part.places})
+            answers.refused += failed.values()
         return answers
 
-    def _sessionise(
-        self, state: PartitionState, read: ReadVisit, after: dict[tuple[int, str], Visitor]
-    ) -> PreparedVisit:
-        visit = read.visit
-        whose = state.number, visit.visitor_id
-        known = after[whose] if whose in after else state.visitor(visit.visitor_id)
-        visitor, context, step = self._sessions.visit(known, visit, state.watermark.value_ms)
-        if visitor is not known:
-            after[whose] = visitor
-        return PreparedVisit(state, read, context, step)
+    def _sessionise(self, batch: Decoded, state: PartitionState, before: Sequence[Part]) -> Part:
+        visits = [read.visit for read in batch.visits]
+        sessions = self._sessions.take_in(state.visitors, visits, state.watermark.value_ms)
+        return Part(state, batch, sessions, before[-1].places.stop if before else 0)
 
-    def _write(self, answers: Answers, prepared: Sequence[PreparedVisit], scored: Scored) -> None:
+    def _write(self, answers: Answers, scored: Scored) -> None:
         stamp = ModelStamp(step=self._learner.step, trained_through_ms=self._learner.trained_through_ms)
         scored_at_ms = int(time.time() * 1000)
         topic = self._settings.topics.visits
         probability, baseline = scored.probability.tolist(), scored.baseline.tolist()
-        novelty, new_url = scored.novelty.tolist(), scored.new_url.tolist()
-        for i, item in enumerate(prepared):
-            visit, number = item.read.visit, item.state.number
-            answer = ScoredVisit(
-                event_id=visit.event_id,
-                visitor_id=visit.visitor_id,
-                session_id=item.step.session_id,
-                timestamp_ms=visit.timestamp_ms,
-                url=visit.url,
-                scored_at_ms=scored_at_ms,
-                scores=dict(zip(self._task_names, probability[i], strict=True)),
-                baseline=dict(zip(self._task_names, baseline[i], strict=True)),
-                next_urls=[NextUrl(url, score) for url, score in scored.next_urls[i]],
-                novelty=novelty[i],
-                model=stamp,
-                source=Source(topic=topic, partition=number, offset=item.read.offset),
-                flags=("new_url", *item.step.flags) if new_url[i] else item.step.flags,
-            )
-            # The key is the visitor's id even where the visit came without one, so that consumers can rely on it.
-            record: Record = visit.visitor_id.encode("utf-8", "surrogatepass"), encode_scored(answer), []
-            answers.records.setdefault(number, []).append(record)
+        novelty, new_url, next_urls = scored.novelty.tolist(), scored.new_url.tolist(), scored.next_urls
+        for part in answers.parts:
+            records = answers.records.setdefault(part.state.number, [])
+            for i, read, session_id, became in zip(
+                part.places, part.decoded.visits, part.sessions.session_ids, part.sessions.became, strict=True
+            ):
+                visit, flags = read.visit, FLAGS[became]
+                answer = ScoredVisit(
+                    event_id=visit.event_id,
+                    visitor_id=visit.visitor_id,
+                    session_id=session_id,
+                    timestamp_ms=visit.timestamp_ms,
+                    url=visit.url,
+                    scored_at_ms=scored_at_ms,
+                    scores=dict(zip(self._task_names, probability[i], strict=True)),
+                    baseline=dict(zip(self._task_names, baseline[i], strict=True)),
+                    next_urls=[NextUrl(url, score) for url, score in next_urls[i]],
+                    novelty=novelty[i],
+                    model=stamp,
+                    source=Source(topic=topic, partition=part.state.number, offset=read.offset),
+                    flags=("new_url", *flags) if new_url[i] else flags,
+                )
+                # The key is the visitor's id even where the visit came without one, so that consumers can rely on it.
+                records.append((visit.visitor_id.encode("utf-8", "surrogatepass"), encode_scored(answer), []))
 
     def learn(self, decoded: Sequence[Decoded], answers: Answers, states: Mapping[int, PartitionState]) -> None:
         """Join outcomes with the visits they judge, then learn, partition by partition. Raises ModelFailed: see `teach`."""
-        settled: dict[int, list[Settled]] = {}
-        contexts: dict[int, list[VisitContext]] = {}
-        judged: dict[int, list[int]] = {}  # partition → places of visits that are no duplicates
-        scored = answers.scored
+        taught: dict[int, list[int]] = {}  # partition → places of visits that are no duplicates
         for number in {batch.partition for batch in decoded}:
             # First, and as what they are: else the first record would settle in passing what has expired, and how much
             # of it is known to expire would hang on where batches end.
             passed = states[number].join.advance(states[number].watermark.value_ms)
             states[number].settled.extend((example, not example.label) for example in passed)
-        for i, item in enumerate(answers.prepared):
-            assert scored is not None, "what is prepared was scored"
-            state, visit = item.state, item.read.visit
-            counters = state.counters
-            counters.visits_scored += 1
-            if item.step.duplicate:
-                counters.duplicates += 1
-                continue
-            judged.setdefault(state.number, []).append(i)
-            contexts.setdefault(state.number, []).append(item.context)
-            chances = {
-                name: (float(scored.probability[i, t]), float(scored.baseline[i, t]))
-                for t, name in enumerate(self._task_names)
-                # A visit that is itself an outcome of a task has answered its question: it would teach the answer's name.
-                if visit.event_name not in self._outcomes_of[name]
-            }
-            for name in chances:
-                state.balance[name].asked += 1
-            settled.setdefault(state.number, []).extend(
-                state.join.visit(
-                    visit.visitor_id, item.step.session_id, visit.event_id, visit.timestamp_ms,
-                    scored.features[i], chances, state.watermark.value_ms, action=action_of(visit.event_name),
-                )
-            )  # fmt: skip
-        for number, places in judged.items():
-            assert scored is not None, "what is judged was scored"
-            states[number].ranking.add(scored.ranks[places])
+        for part in answers.parts:
+            taught.setdefault(part.state.number, []).extend(self._ask(part, answers))
         for batch in decoded:
             state = states[batch.partition]
             state.counters.rejected += len(batch.rejected)
             state.counters.keyless += batch.keyless
             for _, outcome in batch.outcomes:
-                settled.setdefault(state.number, []).extend(
-                    state.join.outcome(outcome.visitor_id, outcome, state.watermark.value_ms)
-                )
-        for number, answers_known in settled.items():
-            states[number].settled.extend((example, False) for example in answers_known)
-        self._to_teach.extend(Teaching(states[number], taught, [], 0) for number, taught in contexts.items())
+                settled = state.join.outcome(outcome.visitor_id, outcome, state.watermark.value_ms)
+                state.settled.extend((pair, False) for pair in settled)
+        for number, places in taught.items():
+            if places:
+                assert answers.scored is not None, "what is judged was scored"
+                at = np.array(places, np.intp)
+                states[number].ranking.add(answers.scored.ranks[at])
+                self._to_teach.append(Teaching(states[number], answers.contexts.take(at), [], 0))
         self.teach()
+
+    def _ask(self, part: Part, answers: Answers) -> list[int]:
+        """Ask of each visit what will become of it; returns the places of those that are no duplicates."""
+        scored, state = answers.scored, part.state
+        assert scored is not None, "what is judged was scored"
+        places = part.places
+        said = np.stack([scored.probability, scored.baseline], axis=2)[places.start : places.stop].tolist()
+        became, session_ids, settled = part.sessions.became, part.sessions.session_ids, state.settled
+        judged, watermark_ms = [], state.watermark.value_ms
+        for k, read in enumerate(part.decoded.visits):
+            if became[k] & DUPLICATE:
+                continue
+            visit = read.visit
+            judged.append(places[k])
+            chances = {
+                name: (p, b)
+                for name, (p, b) in zip(self._task_names, said[k], strict=True)
+                # A visit that is itself an outcome of a task has answered its question: it would teach the answer's name.
+                if visit.event_name not in self._outcomes_of[name]
+            }
+            for name in chances:
+                state.balance[name].asked += 1
+            pairs = state.join.visit(
+                visit.visitor_id, session_ids[k], visit.event_id, visit.timestamp_ms, scored.features[places[k]], chances,
+                watermark_ms, action=action_of(visit.event_name),
+            )  # fmt: skip
+            settled.extend([(pair, False) for pair in pairs])
+        state.counters.visits_scored += len(became)
+        state.counters.duplicates += len(became) - len(judged)
+        return judged
 
     def settle(self, states: Sequence[PartitionState]) -> None:
         """Learn what has been answered since the last time, horizons that have passed included, in order of the visits.
@@ -223,7 +234,8 @@ class Steps:
             state.balance[example.task].settle(example.label, expired)
         # Others: their task was taken out of the settings while they were open.
         examples = [_example(pair, state.balance[pair.task].weight(pair.label)) for pair, _ in known]
-        self._to_teach.append(Teaching(state, [], examples, max(example.visit_ms for example, _ in settled)))
+        through_ms = max(example.visit_ms for example, _ in settled)
+        self._to_teach.append(Teaching(state, VisitBatch.of([]), examples, through_ms))
         state.counters.examples_learned += len(settled)
 
     # -- learning steps, and what becomes of one in which the model fails --------------------------------------------
@@ -258,8 +270,6 @@ class Steps:
 
         Raises the error where it was for want of memory, of which one visit cannot take less.
         """
-        if not self._to_teach:
-            return ""  # its partition went to another worker meanwhile
         teaching = self._to_teach.popleft()
         halves = teaching.halves()
         self._to_teach.extendleft(reversed(halves))
@@ -267,7 +277,7 @@ class Steps:
             return ""
         if error.__cause__ is not None and is_memory(error.__cause__):
             raise error
-        what = f"a visit of {teaching.contexts[0].url[:200]!r}" if teaching.contexts else "an example"
+        what = f"a visit of {teaching.contexts.url[0][:200]!r}" if len(teaching.contexts) else "an example"
         return (
             f"partition {teaching.state.number}: {what} makes the model fail; it was answered and is not learned from"
         )
@@ -276,6 +286,11 @@ class Steps:
         """What partitions were to teach is somebody else's to learn."""
         gone = set(numbers)
         self._to_teach = deque(teaching for teaching in self._to_teach if teaching.state.number not in gone)
+
+
+def _undo(parts: Sequence[Part]) -> None:
+    for part in reversed(parts):
+        part.sessions.undo()
 
 
 def _example(pair: Settled, weight: float) -> Example:

@@ -22,119 +22,36 @@ The rules:
 
 8. *What is known was known before.* Habits and actions (`streams.habits`) in a context are as they stood before the visit.
 
-What is kept of a visitor is bounded, whatever the visitor does: about 120 bytes after a few visits, 250 at most with a
-`session_id` of up to 16 characters or none. Event ids are remembered by 32 bits of their hash: two different ids among 16
-are taken for one about once in 270 million visits, and then one visit is answered but not learned from.
+What is kept of a visitor is bounded, whatever the visitor does (`streams.visitors`). Event ids are remembered by 32 bits of
+their hash: two different ids among 16 are taken for one about once in 270 million visits, and then one visit is answered but
+not learned from.
 
-Pure: no clock, no I/O. A `Visitor` is never changed in place, so whoever holds the previous one can go back to it. Two
-ugly corners, known and accepted: two devices that alternate explicit session ids start a session at each switch, and a
-late visit that falls between two past sessions starts one of its own.
+Pure: no clock, no I/O. The rules are carried out by `streams.session_steps`, over the rows of a `VisitorTable`; here is what
+surrounds them, and a way back: `Sessionised.undo`. Two ugly corners, known and accepted: two devices that alternate explicit
+session ids start a session at each switch, and a late visit that falls between two past sessions starts one of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from struct import pack, unpack
+from typing import Any
 
-import msgspec
-from xxhash import xxh3_64_digest, xxh3_64_intdigest
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
-from models.visits import RECENT, VisitContext, action_of, url_identity
+from models.visits import ACTIONS, FACTS, HABITS, RECENT, VisitBatch, VisitContext, action_of, url_identity
 from schemas.records import WebVisit
-from streams import habits
-from streams.traffic import teaches
+from streams.session_steps import DUPLICATE, FURTHER, LATE, NAMED, NEW, take_in
+from streams.traffic import is_bot, is_static
 from streams.urls import Canonicaliser, UrlRules
+from streams.visitor_layouts import Visitor
+from streams.visitors import EVENTS, Rows, Slots, VisitorTable, name_hash
 
-REMEMBERED_EVENTS = 16  # a producer's retry comes within a few visits of the original; more would cost 4 bytes each
-_HASH_BYTES = 4  # 32 bits, see above
-_FIRST_HASH_BYTES = 6  # of the layout with tag 1
-
-
-class Visitor(msgspec.Struct, frozen=True):
-    """All that is kept of a visitor between two visits. Times are event time in epoch milliseconds."""
-
-    session_id: str | int  # the producer's; or the start that names it, `<visitor_id>@<start>`
-    started_ms: int  # the earliest visit of the current session
-    last_ms: int  # its latest
-    position: int  # visits of the current session
-    entry: int  # url_id of the first visit read of the current session
-    recent: tuple[int, ...]  # url_ids of the current session, newest first, immediate repeats collapsed, ≤ RECENT + 1
-    seen: bytes  # the last event ids, 32 bits of hash each, newest first
-    visits: int  # ever, this one included
-    sessions: int  # ever, the current one included
-    habits: bytes = b""  # what `streams.habits` keeps, as of `last_ms`; nothing of a visitor kept before there were any
-
-    def encode(self) -> bytes:
-        """The record as the store keeps it."""
-        pages = pack(f"<{1 + len(self.recent)}Q", self.entry, *self.recent)
-        return _ENCODER.encode(
-            _Stored(
-                self.session_id, self.started_ms, self.last_ms - self.started_ms, self.position, pages, self.seen,
-                self.visits, self.sessions, self.habits,
-            )
-        )  # fmt: skip
-
-    @staticmethod
-    def decode(blob: bytes) -> Visitor:
-        """Reads what `encode` wrote, now or with tag 1; raises ValueError, with a sentence, on anything else."""
-        try:
-            stored = _DECODER.decode(blob)
-            return stored.visitor() if isinstance(stored, _Stored) else _from_first(stored)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise ValueError(
-                f"stored visitor of {len(blob)} bytes is not in a layout this version reads: {error}"
-            ) from error
-
-
-class _First(msgspec.Struct, frozen=True, array_like=True, tag=1, forbid_unknown_fields=True):
-    """How a visitor was stored before there were habits."""
-
-    session_id: str
-    started_ms: int
-    last_ms: int
-    position: int
-    entry: int
-    recent: tuple[int, ...]
-    seen: bytes  # 48 bits of hash each
-    visits: int
-    sessions: int
-
-
-class _Stored(msgspec.Struct, frozen=True, array_like=True, tag=2, forbid_unknown_fields=True):
-    """A visitor as a msgpack array. The first element, the tag, is the version of the layout: raise it when a field
-    changes meaning. Fields with a default may be added at the end."""
-
-    session_id: str | int
-    started_ms: int
-    lasted_ms: int
-    position: int
-    pages: bytes  # u64: entry, then recent
-    seen: bytes
-    visits: int
-    sessions: int
-    habits: bytes = b""
-
-    def visitor(self) -> Visitor:
-        if len(self.pages) % 8 or not 8 <= len(self.pages) <= 8 * (RECENT + 2):
-            raise ValueError(f"{len(self.pages)} bytes of pages")
-        if not habits.are_habits(self.habits):
-            raise ValueError(f"{len(self.habits)} bytes of habits")
-        entry, *recent = unpack(f"<{len(self.pages) // 8}Q", self.pages)
-        return Visitor(
-            self.session_id, self.started_ms, self.started_ms + self.lasted_ms, self.position, entry, tuple(recent), self.seen,
-            self.visits, self.sessions, self.habits,
-        )  # fmt: skip
-
-
-def _from_first(old: _First) -> Visitor:
-    seen = b"".join(old.seen[k : k + _HASH_BYTES] for k in range(0, len(old.seen), _FIRST_HASH_BYTES))
-    return Visitor(
-        old.session_id, old.started_ms, old.last_ms, old.position, old.entry, old.recent, seen, old.visits, old.sessions
-    )
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(_Stored | _First)
+REMEMBERED_EVENTS = EVENTS
+_PAGES = 65_536  # URLs as they came of which is remembered what page they are
+_LONGEST = 512  # characters of one that is
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +62,30 @@ class SessionStep:
     flags: tuple[str, ...]  # of `new_visitor`, `late`, `duplicate`, in this order
     continues: bool  # another visit of the same session was read before this one
     duplicate: bool  # nothing may be learned from it, or joined to it: its original was there before
+
+
+# The flags of an answer, by what became of the visit.
+FLAGS: tuple[tuple[str, ...], ...] = tuple(
+    (("new_visitor",) if bits & NEW else ())
+    + (("late",) if bits & LATE else ())
+    + (("duplicate",) if bits & DUPLICATE else ())
+    for bits in range(32)
+)
+
+
+@dataclass(slots=True)
+class Sessionised:
+    """n visits of one partition that were taken in."""
+
+    contexts: VisitBatch
+    session_ids: list[str]
+    became: list[int]  # bits of `streams.session_steps`
+    undo: Callable[[], None]  # puts the visitors back as they were; only before anything else changes them
+
+    def step(self, at: int) -> SessionStep:
+        """What became of one of them."""
+        bits = self.became[at]
+        return SessionStep(self.session_ids[at], FLAGS[bits], bool(bits & FURTHER), bool(bits & DUPLICATE))
 
 
 class Sessioniser:
@@ -158,184 +99,120 @@ class Sessioniser:
         self.gap_ms = gap_ms
         self._rules = urls or UrlRules()
         self._canonical = Canonicaliser(self._rules).canonical
+        self._pages: dict[str, tuple[str, int, bool]] = {}
+
+    def take_in(self, table: VisitorTable, visits: Sequence[WebVisit], watermark_ms: int) -> Sessionised:
+        """Take visits in, in this order. The caller has made sure that all their visitors were loaded."""
+        n = len(visits)
+        visitors = [visit.visitor_id for visit in visits]
+        slots = table.slots(visitors)
+        pages = [self._pages.get(visit.url) or self._page(visit.url) for visit in visits]
+        url_id = np.array([page[1] for page in pages], np.uint64)
+        teaches = np.array([page[2] for page in pages], np.bool_)
+        if self._rules.bots == "skip":
+            teaches &= [not is_bot(visit.user_agent) for visit in visits]
+        named, clock = _names(visits)
+        facts, recent = np.empty((n, FACTS), np.int64), np.empty((n, RECENT), np.uint64)
+        usual, actions = np.empty((n, HABITS)), np.empty((n, ACTIONS))
+        entry, start, became = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.uint8)
+        undo = _undo(table, slots)
+        take_in(
+            table.rows, slots, self.gap_ms, np.array([visit.timestamp_ms for visit in visits], np.int64),
+            watermark_ms, url_id, teaches,
+            np.array([xxh3_64_intdigest(visit.event_id.encode()) >> 32 for visit in visits], np.uint32), named, clock,
+            np.array([action_of(visit.event_name) for visit in visits], np.int64), facts, recent, entry, usual, actions, start,
+            became,
+        )  # fmt: skip
+        table.changed(slots[became & DUPLICATE == 0])
+        bits = became.tolist()
+        session_ids = _session_ids(table, visits, visitors, slots, start, bits)
+        session = [
+            xxh3_64_intdigest(f"{visitor}\0{name}".encode())
+            for visitor, name in zip(visitors, session_ids, strict=True)
+        ]
+        contexts = VisitBatch(
+            [page[0] for page in pages], url_id, recent, entry, facts, [visit.event_name for visit in visits],
+            [visit.referrer for visit in visits], [visit.user_agent for visit in visits], [visit.title for visit in visits],
+            [visit.properties for visit in visits], teaches & (became & DUPLICATE == 0), np.array(session, np.uint64), usual,
+            actions,
+        )  # fmt: skip
+        return Sessionised(contexts, session_ids, bits, undo)
 
     def visit(
         self, visitor: Visitor | None, event: WebVisit, watermark_ms: int
     ) -> tuple[Visitor, VisitContext, SessionStep]:
-        """Takes one visit in: the visitor afterwards, the context to score, and what became of it.
-
-        `visitor` is what was kept of this visitor (None when nothing was); the caller has made sure that it is
-        the one of `event.visitor_id`.
-        """
-        now_ms = event.timestamp_ms
-        late = now_ms < watermark_ms
-        url = self._canonical(event.url)
-        url_id = url_identity(url)
-        teaching = teaches(self._rules, url, event.user_agent)
-        event_hash = xxh3_64_digest(event.event_id.encode())[:_HASH_BYTES]
-
-        if visitor is not None and _remembers(visitor.seen, event_hash):
-            return visitor, *self._duplicate(visitor, event, url, url_id, late)
-
-        continues = visitor is not None and self._in_session(visitor, event)
-        kept, last_ms = (visitor.habits, visitor.last_ms) if visitor is not None else (b"", now_ms)
-        usual, actions, kept = habits.visit(kept, last_ms, now_ms, not continues, action_of(event.event_name))
-        if visitor is not None and continues:
-            earlier = visitor.recent
-            repeat = teaching and earlier[:1] == (url_id,)
-            recent = (url_id, *earlier[:RECENT]) if teaching and not repeat else earlier
-            after = Visitor(
-                session_id=visitor.session_id,
-                started_ms=min(visitor.started_ms, now_ms),
-                last_ms=max(visitor.last_ms, now_ms),
-                position=visitor.position + 1,
-                entry=visitor.entry,
-                recent=recent,
-                seen=_remember(visitor.seen, event_hash),
-                visits=visitor.visits + 1,
-                sessions=visitor.sessions,
-                habits=kept,
-            )
-            since_previous_ms = max(0, now_ms - visitor.last_ms)
-            sessions_before = visitor.sessions - 1
+        """One visit, for who has no table: the visitor afterwards, the context, and what became of it."""
+        table, name = VisitorTable(), event.visitor_id
+        if visitor is None:
+            table.load([name], {})
         else:
-            earlier = ()
-            repeat = False
-            after = Visitor(
-                session_id=event.session_id or now_ms,
-                started_ms=now_ms,
-                last_ms=now_ms,
-                position=1,
-                entry=url_id,
-                recent=(url_id,) if teaching else (),
-                seen=_remember(visitor.seen if visitor else b"", event_hash),
-                visits=(visitor.visits if visitor else 0) + 1,
-                sessions=(visitor.sessions if visitor else 0) + 1,
-                habits=kept,
-            )
-            since_previous_ms = -1
-            sessions_before = after.sessions - 1
-        session_id = _name(event.visitor_id, after.session_id)
+            table.put(name, visitor)
+        done = self.take_in(table, [event], watermark_ms)
+        return table.get(name), done.contexts[0], done.step(0)
 
-        context = _context(
-            event,
-            url=url,
-            url_id=url_id,
-            recent=(earlier[1:] if repeat else earlier)[:RECENT],
-            entry=after.entry,
-            position=after.position,
-            since_previous_ms=since_previous_ms,
-            since_start_ms=now_ms - after.started_ms,
-            visits_before=after.visits - 1,
-            sessions_before=sessions_before,
-            repeat=repeat,
-            teaches=teaching,
-            session_id=session_id,
-            usual=usual,
-            actions=actions,
-        )
-        flags = (("new_visitor",) if visitor is None else ()) + (("late",) if late else ())
-        return after, context, SessionStep(session_id, flags, continues=after.position > 1, duplicate=False)
+    def _page(self, raw: str) -> tuple[str, int, bool]:
+        url = self._canonical(raw)
+        page = url, url_identity(url), not (self._rules.static == "skip" and is_static(url))
+        if len(raw) <= _LONGEST:
+            if len(self._pages) >= _PAGES:
+                self._pages.clear()
+            self._pages[raw] = page
+        return page
 
-    def _in_session(self, visitor: Visitor, event: WebVisit) -> bool:
-        if event.session_id:
-            return event.session_id == _name(event.visitor_id, visitor.session_id)
-        return visitor.started_ms - self.gap_ms <= event.timestamp_ms <= visitor.last_ms + self.gap_ms
 
-    def _duplicate(
-        self, visitor: Visitor, event: WebVisit, url: str, url_id: int, late: bool
-    ) -> tuple[VisitContext, SessionStep]:
-        """As the original looked, as far as what is kept allows; the original may lie some visits, or a session,
-        back."""
-        now_ms = event.timestamp_ms
-        same = self._in_session(visitor, event)
-        action = action_of(event.event_name)
-        usual, actions, _ = habits.visit(visitor.habits, visitor.last_ms, now_ms, not same, action)
-        if same:
-            recent = visitor.recent
-            position = visitor.position
-            session_id, entry = _name(event.visitor_id, visitor.session_id), visitor.entry
-            since_start_ms = max(0, now_ms - visitor.started_ms)
-            sessions_before = visitor.sessions - 1
+def _names(visits: Sequence[WebVisit]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Hashes of the session ids that producers gave, and the start in those that read like the clock's own."""
+    named, clock = np.zeros(len(visits), np.uint64), np.full(len(visits), -1, np.int64)
+    for k, visit in enumerate(visits):
+        if session_id := visit.session_id:
+            named[k] = name_hash(session_id)
+            start = session_id.removeprefix(f"{visit.visitor_id}@")
+            if (
+                start != session_id
+                and start.isascii()
+                and start.isdigit()
+                and len(start) < 19
+                and str(int(start)) == start
+            ):
+                clock[k] = int(start)
+    return named, clock
+
+
+def _session_ids(
+    table: VisitorTable, visits: Sequence[WebVisit], visitors: Sequence[str], slots: Slots, start: NDArray[np.int64],
+    became: Sequence[int],
+) -> list[str]:  # fmt: skip
+    """The name of the session of each visit; the table is told of those that producers gave."""
+    clock = zip(visitors, start.tolist(), strict=True)
+    if not table.named and not any(bits & NAMED for bits in became):
+        return [f"{visitor}@{start_ms}" for visitor, start_ms in clock]
+    names = []
+    for visit, slot, bits, (visitor, start_ms) in zip(visits, slots.tolist(), became, clock, strict=True):
+        if not bits & NAMED:
+            names.append(f"{visitor}@{start_ms}")
+            if not bits & DUPLICATE:
+                table.named.pop(slot, None)
+        elif bits & DUPLICATE:
+            names.append(visit.session_id or table.named[slot])
         else:
-            recent, position, since_start_ms = (), 1, 0
-            session_id, entry = event.session_id or f"{event.visitor_id}@{now_ms}", url_id
-            sessions_before = max(0, visitor.sessions - 2)
-        context = _context(
-            event,
-            url=url,
-            url_id=url_id,
-            recent=(recent[1:] if recent and recent[0] == url_id else recent)[:RECENT],
-            entry=entry,
-            position=position,
-            since_previous_ms=-1 if position == 1 else 0,
-            since_start_ms=since_start_ms,
-            visits_before=visitor.visits - 1,
-            sessions_before=sessions_before,
-            repeat=True,
-            teaches=False,
-            session_id=session_id,
-            usual=usual,
-            actions=actions,
-        )
-        flags = (("late",) if late else ()) + ("duplicate",)
-        return context, SessionStep(session_id, flags, continues=position > 1, duplicate=True)
+            if visit.session_id:
+                table.named[slot] = visit.session_id
+            names.append(table.named[slot])
+    return names
 
 
-def _context(
-    event: WebVisit,
-    *,
-    url: str,
-    url_id: int,
-    recent: tuple[int, ...],
-    entry: int,
-    position: int,
-    since_previous_ms: int,
-    since_start_ms: int,
-    visits_before: int,
-    sessions_before: int,
-    repeat: bool,
-    teaches: bool,
-    session_id: str,
-    usual: tuple[float, ...],
-    actions: tuple[int, ...],
-) -> VisitContext:
-    return VisitContext(
-        url=url,
-        url_id=url_id,
-        recent=recent,
-        entry=entry,
-        position=position,
-        timestamp_ms=event.timestamp_ms,
-        since_previous_ms=since_previous_ms,
-        since_start_ms=since_start_ms,
-        visits_before=visits_before,
-        sessions_before=sessions_before,
-        event_name=event.event_name,
-        referrer=event.referrer,
-        user_agent=event.user_agent,
-        title=event.title,
-        properties=event.properties,
-        repeat=repeat,
-        teaches=teaches,
-        session=xxh3_64_intdigest(f"{event.visitor_id}\0{session_id}".encode()),
-        habits=usual,
-        actions=actions,
-    )
+def _undo(table: VisitorTable, slots: Slots) -> Callable[[], None]:
+    places = np.unique(slots)
+    rows: Rows = table.rows[places].copy()
+    named: dict[int, Any] = {slot: table.named.get(slot) for slot in places.tolist()} if table.named else {}
+    dirty = table.are_dirty(places)
 
+    def back() -> None:
+        table.rows[places] = rows
+        for slot in places.tolist():
+            table.named.pop(slot, None)
+            if name := named.get(slot):
+                table.named[slot] = name
+        table.changed(places, dirty)
 
-def _name(visitor_id: str, session_id: str | int) -> str:
-    """A session that the clock started is named after its start."""
-    return session_id if isinstance(session_id, str) else f"{visitor_id}@{session_id}"
-
-
-def _remembers(seen: bytes, event_hash: bytes) -> bool:
-    """Whether the hash is one of those in `seen`; a match across the border of two of them is none."""
-    at = seen.find(event_hash)
-    while at > 0 and at % _HASH_BYTES:
-        at = seen.find(event_hash, at + 1)
-    return at >= 0
-
-
-def _remember(seen: bytes, event_hash: bytes) -> bytes:
-    return event_hash + seen[: (REMEMBERED_EVENTS - 1) * _HASH_BYTES]
+    return back

@@ -27,10 +27,11 @@ from streams.errors import StoreError
 from streams.outcomes import Task
 from streams.ownership import Ownership
 from streams.pipeline import Pipeline
-from streams.sessions import Sessioniser, Visitor
+from streams.sessions import Sessioniser
 from streams.settings import Settings
 from streams.store import Checkpoint, LogIdentity, Store
 from streams.transport import RecordBatch
+from streams.visitor_layouts import Visitor
 
 VISITS, OUTCOMES = TP("web-visits", 0), TP("visit-outcomes", 0)
 LOG = LogIdentity("cluster", "visits-id", "outcomes-id")

@@ -34,10 +34,11 @@ from streams.matching import Ledger
 from streams.partition import Offsets, PartitionState, Summary
 from streams.replica import Replica
 from streams.scoring import Steps
-from streams.sessions import Visitor
 from streams.settings import Settings, resolve
 from streams.store import Checkpoint, LogIdentity, Position, Store
 from streams.transport import RecordBatch
+from streams.visitor_layouts import Visitor
+from streams.visitors import decoded
 from streams.watermark import Watermark
 from tests.system import Source, System, Taken, Verdict, read_topics, settled
 from tests.waiting import eventually_sync
@@ -136,7 +137,7 @@ def kept(system: System, newest_ms: Mapping[int, int]) -> dict[int, Kept]:
             for generation in (newest - 1, newest):
                 key = store.key(number, "visitors", position.epoch, generation)
                 rows = await store.ask(key, lambda client, key=key: client.hgetall(key), "visitors")
-                visitors |= {name.decode(): Visitor.decode(blob) for name, blob in rows.items()}
+                visitors |= {name.decode(): decoded(blob) for name, blob in rows.items()}
             ledgers = {name: blob async for name, blob in store.joins(number, position.epoch)}
             state = PartitionState(number, settings, position, position.log, ledgers.items())
             learner = Mute()
@@ -219,7 +220,7 @@ def _in_one_go(settings: Settings, number: int, visits: Sequence[Taken], outcome
     written = _at_the_end(state, steps, newest_ms)
     learned = Summary.of(written.position).counters.examples_learned
     assert learner.taught["examples"] == learned, "each example is taught once"
-    visitors = {name: Visitor.decode(blob) for name, blob in written.visitors.items()}
+    visitors = {name: decoded(blob) for name, blob in written.visitors.items()}
     return _kept(settings, visitors, {}, written), newest_ms
 
 

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from models.learner import Learner, Scored
 from models.lesson import UNKNOWN, WHOLE, Lesson
 from models.settings import ModelSettings
-from models.visits import VisitContext
+from models.visits import POSITION, TIMESTAMP, VisitContext
 from schemas.logs_lines import LogItem, LogRecord
 from streams.decode import Decoded, RecordDecoder
 from streams.outcomes import Task
 from streams.partition import PartitionState
 from streams.scoring import Answers, Steps
+from streams.session_steps import DUPLICATE
 from streams.settings import Settings
 from streams.store import LogIdentity, Position
 from streams.transport import RecordBatch
@@ -203,19 +204,20 @@ class Stream:
                 self._state.meet(asked, {})
 
     def _scored(self, answers: Answers, scored: Scored, start: int) -> ToScore:
-        for k, item in enumerate(answers.prepared):
-            if item.step.duplicate:
+        contexts = answers.contexts
+        became = [bits for part in answers.parts for bits in part.sessions.became]
+        for k, (event_name, bits) in enumerate(zip(contexts.event_name, became, strict=True)):
+            if bits & DUPLICATE:
                 continue
             key = xxhash.xxh3_128_intdigest(scored.features[k])
             for t, task in enumerate(self.tasks):
-                if item.read.visit.event_name not in task.outcomes:
+                if event_name not in task.outcomes:
                     self._asked[t].setdefault(key, []).append(start + k)
-        contexts = [item.context for item in answers.prepared]
         return ToScore(
             start,
             np.frombuffer(b"".join(scored.features), self.learner.row_layout),
-            np.array([context.position for context in contexts], np.int32),
-            np.array([context.timestamp_ms for context in contexts], np.int64),
+            contexts.facts[:, POSITION].astype(np.int32),
+            contexts.facts[:, TIMESTAMP].copy(),
             scored.probability,
             scored.baseline,
             contexts,

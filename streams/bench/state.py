@@ -12,13 +12,13 @@ import statistics
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 
 from schemas.records import WebVisit
 from streams.partition import PartitionState
-from streams.sessions import Sessioniser, Visitor
+from streams.sessions import Sessioniser
 from streams.settings import Settings
 from streams.store import LogIdentity, Position, Store
+from streams.visitors import VisitorTable
 
 PAGES, PAGES_A_SESSION, SESSIONS = 4_600, 6.0, 1.3
 BEGIN_MS, GAP_MS = 1_700_000_000_000, 1_800_000
@@ -27,20 +27,21 @@ TOUCHED = 25_000  # visitors a checkpoint: half a second at 50,000 visits a seco
 ROUNDS = 5
 
 
-def players(seed: int) -> Iterator[Visitor]:
-    """What is kept of people who played."""
-    draw, sessions = random.Random(seed), Sessioniser(GAP_MS)
-    while True:
-        at_ms, visitor, name = BEGIN_MS + draw.randrange(10**9), None, str(uuid.UUID(int=draw.getrandbits(128)))
+def players(seed: int, count: int) -> list[bytes]:
+    """What is kept of people who played, as it is stored."""
+    draw, sessions, table = random.Random(seed), Sessioniser(GAP_MS), VisitorTable()
+    names = [str(uuid.UUID(int=draw.getrandbits(128))) for _ in range(count)]
+    table.load(names, {})
+    for name in names:
+        at_ms, visits = BEGIN_MS + draw.randrange(10**9), list[WebVisit]()
         for _ in range(max(1, round(draw.expovariate(1 / SESSIONS)))):
             for _ in range(max(1, round(draw.expovariate(1 / PAGES_A_SESSION)))):
                 at_ms += draw.randrange(3_000, 60_000)
                 url = f"https://en.wikipedia.org/wiki/page-{draw.randrange(PAGES)}"
-                seen = WebVisit(event_id=f"{name}-{at_ms}", timestamp_ms=at_ms, visitor_id=name, url=url)
-                visitor, _, _ = sessions.visit(visitor, seen, 0)
+                visits.append(WebVisit(event_id=f"{name}-{at_ms}", timestamp_ms=at_ms, visitor_id=name, url=url))
             at_ms += GAP_MS + draw.randrange(GAP_MS)
-        assert visitor is not None
-        yield visitor
+        sessions.take_in(table, visits, 0)
+    return table.encoded(table.slots(names))
 
 
 def cpu_s() -> float:
@@ -52,22 +53,20 @@ def cpu_s() -> float:
 async def measure(url: str, visitors: int) -> dict[str, float]:
     """Write so many visitors, `TOUCHED` a checkpoint; then touch `TOUCHED` of them again, `ROUNDS` times."""
     settings = Settings(kafka="", redis=url, group="bench-state", visitor_cache=TOUCHED)
-    store, made = Store(settings), players(seed=1)
+    store, kinds = Store(settings), players(1, KINDS)
     state = PartitionState(0, settings, Position(), LogIdentity("bench", "visits", "outcomes"))
-    kinds = [next(made) for _ in range(KINDS)]
     draw = random.Random(2)
     try:
         before = int((await store.client.info("memory"))["used_memory"])
         for start in range(0, visitors, TOUCHED):
-            for n in range(start, min(start + TOUCHED, visitors)):
-                state.keep(str(uuid.UUID(int=draw.getrandbits(128))), kinds[n % KINDS])
+            names = [str(uuid.UUID(int=draw.getrandbits(128))) for _ in range(start, min(start + TOUCHED, visitors))]
+            state.visitors.load(names, {name: kinds[n % KINDS] for n, name in enumerate(names, start)})
+            state.visitors.changed(state.visitors.slots(names))
             await write(store, state)
         held = int((await store.client.info("memory"))["used_memory"]) - before
-        names = list(state._visitors)
         encoded, spent, took = [], [], []
         for _ in range(ROUNDS):
-            for n, name in enumerate(names):
-                state.keep(name, kinds[n % KINDS])
+            state.visitors.changed(state.visitors.slots(names))
             began, began_cpu = time.monotonic(), cpu_s()
             made_checkpoint = state.checkpoint(0, 0)
             encoded.append((cpu_s() - began_cpu) * 1000)
@@ -79,7 +78,7 @@ async def measure(url: str, visitors: int) -> dict[str, float]:
         await store.close()
     return {
         "visitors": visitors,
-        "record_bytes": statistics.mean(len(kind.encode()) for kind in kinds),
+        "record_bytes": statistics.mean(map(len, kinds)),
         "bytes_a_visitor": held / visitors,
         "touched": len(names),
         "encoding_cpu_ms": statistics.median(encoded),

@@ -83,7 +83,7 @@ class Member:
             state = self.states[part.partition]
             state.meet(state.unknown(part.visitor_ids()), {})
         answers = self.steps.score(decoded, self.states)
-        self.contexts += [item.context for item in answers.prepared]
+        self.contexts += list(answers.contexts)
         self.steps.learn(decoded, answers, self.states)
         for state in self.states.values():
             state.watermark.observe("visits", self.newest_ms, 0.0)

@@ -76,13 +76,11 @@ async def test_visitors_go_on_where_they_were(stored: Store, version: str) -> No
     assert {msgspec.msgpack.decode(blob)[0] for blob in found.values()} == {LAYOUT_OF_VISITORS[version]}
     said += state.meet(names, found)
     assert said == [] if version == NOW else len(said) == 1, "before 0.2 there was no index of what is due"
-    anna, cleo = state.visitor("anna"), state.visitor("cleo")
-    assert anna is not None
+    anna, cleo = state.visitors.get("anna"), state.visitors.get("cleo")
     assert (anna.session_id, anna.position, anna.visits, anna.sessions) == ("named", 1, 3, 2)
-    assert cleo is not None
     assert (cleo.started_ms, cleo.last_ms) == (BEGIN_MS + 65 * MINUTE_MS, BEGIN_MS + 66 * MINUTE_MS)
     assert cleo.recent == (url_identity("https://shop.example/shoes"), url_identity("https://shop.example/home"))
-    assert state.visitor("nobody") is None
+    assert state.visitors.get("nobody").visits == 0
     again = msgspec.convert(visit_of(6, "cleo", 66, "shoes"), type=WebVisit)
     _, _, step = Sessioniser(1_800_000).visit(cleo, again, 0)
     assert step.duplicate, "the events that were seen are remembered"

@@ -1,4 +1,5 @@
-"""Habits: decayed counts in a few bytes, against sums over every visit."""
+"""Habits: decayed counts in a few bytes, against sums over every visit. Of the plain rules, to which the compiled ones are held
+(test_session_steps.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.visits import ACTIONS, HABITS, WINDOWS_MS
-from streams import habits
+from tests import plain_habits as habits
 
 START_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000

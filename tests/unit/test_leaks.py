@@ -23,7 +23,8 @@ from models.settings import ModelSettings
 from models.url2vec import URL2Vec
 from models.visits import VisitContext
 from schemas.records import WebVisit
-from streams.sessions import Sessioniser, Visitor
+from streams.sessions import Sessioniser
+from streams.visitor_layouts import Visitor
 from tests.unit.test_models_lesson import visit
 
 SMALL = ModelSettings(dims=8, capacity=256, table_bits=12, embedding_bits=10, part_bits=8)

@@ -36,8 +36,9 @@ from schemas.decoding import Decoder
 from schemas.logs import LogFile
 from schemas.logs_lines import LogRecord
 from schemas.records import WebVisit
-from streams.sessions import Sessioniser, Visitor
+from streams.sessions import Sessioniser
 from streams.traffic import is_static
+from streams.visitor_layouts import Visitor
 
 LOG = Path(__file__).resolve().parents[2] / "deploy" / "data" / "apache_logs" / "access.log.gz"
 NOW_MS = 1_500_000_000_000  # after the log

@@ -25,8 +25,7 @@ def seen(of: PartitionState, visitor_id: str) -> None:
     """One visit of a visitor, as the scoring step takes it in."""
     of.meet(of.unknown([visitor_id]), {})
     visit = WebVisit(event_id="e", timestamp_ms=1_000, visitor_id=visitor_id, url="https://a.example/")
-    visitor, _, _ = Sessioniser(SETTINGS.session_gap_ms).visit(of.visitor(visitor_id), visit, 0)
-    of.keep(visitor_id, visitor)
+    Sessioniser(SETTINGS.session_gap_ms).take_in(of.visitors, [visit], 0)
 
 
 def test_a_checkpoint_moves_from_what_the_store_holds() -> None:
@@ -103,7 +102,7 @@ def test_an_unreadable_visitor_counts_as_new_and_is_named() -> None:
     here = state()
     [sentence] = here.meet(["a"], {"a": b"\xc1 not msgpack"})
     assert "counts as new" in sentence
-    assert here.visitor("a") is None
+    assert here.visitors.get("a").visits == 0
 
 
 def test_the_step_of_the_newest_lesson_is_kept_for_the_next_entry() -> None:
