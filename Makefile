@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml
 	fi; \
 	[ -x $(BIN)/pip ] || "$$python" -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 10 -e '.[$(EXTRAS)]'
-	@$(BIN)/python -m models.warm
+	@$(BIN)/python -m streams.warm
 	@touch $@
 
 demo: $(STAMP) ## show the whole pipeline on this machine, no server needed (ARGS=--exit stops at the end)

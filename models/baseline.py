@@ -69,15 +69,19 @@ def _learn(
     square: F64, dense_weight: F64, dense_square: F64, intercept: F64, seen: F64, mean: F64, variance: F64,
 ) -> None:  # fmt: skip
     """One example after the other: the scaler learns, then the regression."""
-    x, mask = np.empty(dense_weight.shape[1]), weight.shape[1] - 1
+    x, mask, spread = np.empty(dense_weight.shape[1]), weight.shape[1] - 1, np.empty(mean.shape[1])
     for b in range(levels.shape[0]):
         t = task[b]
         seen[t] += 1
+        n = seen[t]
         for k in range(numbers.shape[1]):  # Welford, as River's scaler does it
             before = mean[t, k]
-            mean[t, k] += (numbers[b, k] - before) / seen[t]
-            variance[t, k] += ((numbers[b, k] - before) * (numbers[b, k] - mean[t, k]) - variance[t, k]) / seen[t]
-        _dense(numbers[b], counts[b, :, t], mean[t], np.sqrt(variance[t]), x)
+            after = before + (numbers[b, k] - before) / n
+            mean[t, k] = after
+            variance[t, k] += ((numbers[b, k] - before) * (numbers[b, k] - after) - variance[t, k]) / n
+        for k in range(len(spread)):
+            spread[k] = np.sqrt(variance[t, k])
+        _dense(numbers[b], counts[b, :, t], mean[t], spread, x)
         s = min(max(_logit(levels[b], x, weight[t], dense_weight[t], intercept[t]), -700.0), 700.0)
         g = (1 / (1 + np.exp(-s)) - (1.0 if label[b] > 0.5 else 0.0)) * example_weight[b]
         intercept[t] -= INTERCEPT_RATE * g

@@ -7,7 +7,7 @@ loop has changed, but not when a loop that it calls has, in another file, and wo
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,20 +18,22 @@ from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
 SOURCES = Path(__file__).parent
+OTHERS = (SOURCES.parent / "streams",)  # where there are loops too
 PREFIX = "kernels-"
 
 
-def cache_folder(sources: Path) -> Path:
-    """Where what is compiled from the sources in a folder, as they are now, is kept."""
+def cache_folder(sources: Path, others: Sequence[Path] = ()) -> Path:
+    """Where what is compiled from the sources in a folder, and others, as they are now, is kept."""
     state = xxhash.xxh3_64()
-    for file in sorted(sources.glob("*.py")):
-        if b"@kernel" in (text := file.read_bytes()):
-            state.update(file.name.encode() + text)
+    for folder in (sources, *others):
+        for file in sorted(folder.glob("*.py")):
+            if b"@kernel" in (text := file.read_bytes()):
+                state.update(file.name.encode() + text)
     return sources / "__pycache__" / f"{PREFIX}{state.hexdigest()}"
 
 
 if not numba.config.CACHE_DIR and os.access(SOURCES, os.W_OK):  # else numba looks for a place by itself
-    numba.config.CACHE_DIR = str(cache_folder(SOURCES))
+    numba.config.CACHE_DIR = str(cache_folder(SOURCES, OTHERS))
 
 
 def kernel(function: F) -> F:

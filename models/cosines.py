@@ -7,7 +7,6 @@ import numpy as np
 
 from models.compiled import kernel
 from models.counts import F32, F64, I16, I32, U64
-from models.lesson import Steps
 from models.sphere import ONE
 from models.url2vec import URL2Vec
 
@@ -59,9 +58,9 @@ def _cosines(
             out[t, 7] = 1
 
 
-def cosines(steps: Steps, targets: U64, model: URL2Vec) -> F32:
-    """(n, COSINES). targets (n, k): url_ids of what may be URLs in properties, else 0; the first known counts."""
-    row, recent = model.vocabulary.find(steps.url), model.vocabulary.find(steps.recent)
+def cosines(row: I32, recent: I32, targets: U64, model: URL2Vec) -> F32:
+    """(n, COSINES). row (n,), recent (n, RECENT): the vocabulary's, -1 unknown. targets (n, k): url_ids of what may be URLs in
+    properties, else 0; the first known counts."""
     named = model.vocabulary.find(targets)  # (n, k)
     first = np.argmax(named >= 0, axis=1)
     target = np.ascontiguousarray(named[np.arange(len(named)), first])

@@ -9,15 +9,14 @@ Nothing is needed but the visit: what is missing is level 0 and number 0.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import chain
-from operator import attrgetter
+from functools import lru_cache
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from models.cosines import COSINE_NAMES, COSINES, cosines
-from models.counts import F32, F64, I32
+from models.counts import F32, I32
 from models.feature_levels import (
     ABSENCE,
     FIXED,
@@ -35,11 +34,11 @@ from models.feature_levels import (
 from models.feature_numbers import NUMBER_NAMES, NUMBERS_FIXED, SHAPE, fill_numbers
 from models.lesson import Steps
 from models.properties import Properties, level, signed_log
-from models.remembered import Remembered, short
+from models.remembered import Remembered
 from models.settings import ModelSettings
 from models.url2vec import URL2Vec
 from models.user_agents import family_and_device
-from models.visits import ACTIONS, HABITS, VisitContext
+from models.visits import HABITS, VisitBatch, VisitContext
 
 __all__ = [
     "CATEGORIES", "COSINES", "COSINE_NAMES", "EXPERTS", "FIXED", "NUMBERS", "NUMBERS_FIXED", "PAGES", "Features", "layout",
@@ -52,13 +51,9 @@ NUMBERS = 64  # the fixed ones, then numeric properties
 PAGES = 9  # this URL, then the session's last ones
 # Who answers each question, in logits: "blend" is the answer that was given.
 EXPERTS = ("linear", "newton", "sequence", "network", "rival", "memory", "baseline", "blend")
-_NOTHING_USUAL, _NO_ACTIONS = (0.0,) * (HABITS - 1 - ACTIONS) + (-1.0,) + (0.0,) * ACTIONS, (0,) * ACTIONS
-_facts = attrgetter(
-    "position", "since_previous_ms", "since_start_ms", "visits_before", "sessions_before", "timestamp_ms", "repeat"
-)
-_FACTS = 7
 
 
+@lru_cache
 def layout(tasks: int) -> np.dtype[np.void]:
     """The record of one visit. Half precision halves what is kept until the label is known."""
     return np.dtype(
@@ -76,6 +71,7 @@ def layout(tasks: int) -> np.dtype[np.void]:
     )
 
 
+@lru_cache
 def layout_mark(tasks: int) -> int:
     """Of the layout and of what stands in it: rows of other features are not learned from either."""
     meaning = repr((layout(tasks).descr, FIXED, NUMBER_NAMES, COSINE_NAMES))
@@ -95,42 +91,44 @@ class Features:
         self._agents: Remembered[str] = Remembered(of_user_agent, 3)
         self._events: Remembered[str] = Remembered(of_event, 1)
 
-    def rows(self, visits: Sequence[VisitContext], steps: Steps, model: URL2Vec) -> NDArray[np.void]:
-        """(n,) records, all but `counts` and `experts` filled: those come from the classifier."""
-        n = len(visits)
+    def rows(
+        self, visits: Sequence[VisitContext], steps: Steps, model: URL2Vec, known: tuple[I32, I32] | None = None
+    ) -> NDArray[np.void]:
+        """(n,) records, all but `counts` and `experts` filled: those come from the classifier.
+
+        known: the vocabulary's rows of the steps' `url` and `recent`, where somebody has looked them up already.
+        """
+        visits, n = VisitBatch.of(visits), len(visits)
         rows = np.zeros(n, self.layout)
         if not n:
             return rows
         levels, numbers = np.zeros((n, CATEGORIES), np.int32), np.zeros((n, NUMBERS), np.float32)
         targets = np.zeros((n, PROPERTIES), np.uint64)
         self._fixed(visits, steps, levels, numbers)
-        self._properties.fill(
-            [v.properties for v in visits], levels[:, len(FIXED) :], numbers[:, NUMBERS_FIXED:], targets
-        )
+        self._properties.fill(visits.properties, levels[:, len(FIXED) :], numbers[:, NUMBERS_FIXED:], targets)
         rows["mark"], rows["levels"], rows["numbers"] = self._mark, levels, numbers
-        rows["session"] = np.array([v.session for v in visits], np.uint64) & np.uint64(0xFFFFFFFF)
+        rows["session"] = visits.session & np.uint64(0xFFFFFFFF)
         pages = np.concatenate([steps.url[:, None], steps.recent[:, : PAGES - 1]], axis=1)
         rows["pages"] = np.where(pages != 0, np.maximum(pages & np.uint64(0x7FFFFFFF), 1), 0)
-        rows["cosines"] = cosines(steps, targets, model)
+        row, recent = known or (model.vocabulary.find(steps.url), model.vocabulary.find(steps.recent))
+        rows["cosines"] = cosines(row, recent, targets, model)
         return rows
 
-    def _fixed(self, visits: Sequence[VisitContext], steps: Steps, levels: I32, numbers: F32) -> None:
+    def _fixed(self, visits: VisitBatch, steps: Steps, levels: I32, numbers: F32) -> None:
         n = len(visits)
         page = np.empty((n, 4), np.int32)
-        entry = np.array([v.entry for v in visits], np.uint64)
-        page_levels(steps.url, np.ascontiguousarray(steps.recent[:, 0]), entry, page)
-        url = self._urls.rows([v.url_id for v in visits], (v.url for v in visits))
-        referrers = [short(v.referrer) if v.referrer else "" for v in visits]
-        agents = [short(v.user_agent) if v.user_agent else "" for v in visits]
-        events = [short(v.event_name) for v in visits]
+        page_levels(
+            steps.url, np.ascontiguousarray(steps.recent[:, 0]), np.require(visits.entry, None, ["C", "W"]), page
+        )
+        url = self._urls.rows(visits.url_id.tolist(), visits.url)
         levels[:, 0], levels[:, 4:7] = page[:, 0], page[:, 1:]
         levels[:, 1:4] = url[:, :3]
-        levels[:, 7:8] = self._events.rows(events, (v.event_name for v in visits))
-        levels[:, 8:9] = self._referrers.rows(referrers, (v.referrer or "" for v in visits))
-        levels[:, 9:12] = self._agents.rows(agents, (v.user_agent or "" for v in visits))
-        facts = np.fromiter(chain.from_iterable(map(_facts, visits)), np.float64, n * _FACTS).reshape(n, _FACTS)
-        usual = _matrix([v.habits if len(v.habits) == HABITS else _NOTHING_USUAL for v in visits], HABITS)
-        actions = _matrix([v.actions if len(v.actions) == ACTIONS else _NO_ACTIONS for v in visits], ACTIONS)
+        levels[:, 7:8] = self._events.of_texts(visits.event_name)
+        levels[:, 8:9] = self._referrers.of_texts(visits.referrer)
+        levels[:, 9:12] = self._agents.of_texts(visits.user_agent)
+        facts = visits.facts.astype(np.float64, order="C")
+        # A compiled loop takes what is in one piece and writable: for anything else it would be compiled again.
+        usual, actions = np.require(visits.habits, None, ["C", "W"]), np.require(visits.actions, None, ["C", "W"])
         times = np.empty((n, 4), np.int32)
         time_levels(facts, usual, times)
         levels[:, 12:16] = times
@@ -161,13 +159,13 @@ class Features:
         return levels + more_levels, [*NUMBER_NAMES, *more_numbers]
 
 
-def _matrix(rows: Sequence[Sequence[float]], columns: int) -> F64:
-    return np.fromiter(chain.from_iterable(rows), np.float64, len(rows) * columns).reshape(len(rows), columns)
-
-
 def parse(blobs: Sequence[bytes], tasks: int) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
     """Records of stored rows, and which of the blobs had this layout; others are left out."""
     dtype, mark = layout(tasks), layout_mark(tasks).to_bytes(4, "little")
+    if set(map(len, blobs)) == {dtype.itemsize}:
+        rows = np.frombuffer(b"".join(blobs), dtype)
+        fits = rows["mark"] == layout_mark(tasks)
+        return (rows if fits.all() else rows[fits]), fits
     fits = np.array([len(blob) == dtype.itemsize and blob[:4] == mark for blob in blobs], np.bool_)
     whole = b"".join(blob for blob, fit in zip(blobs, fits.tolist(), strict=True) if fit)
     return np.frombuffer(whole, dtype), fits

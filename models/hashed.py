@@ -104,9 +104,12 @@ def read_rows(levels: I32, table: F32, out: F32) -> None:
     for b in range(levels.shape[0]):
         for a in range(levels.shape[1]):
             if levels[b, a] == 0:
-                out[b, a, :] = 0
+                for k in range(table.shape[1]):
+                    out[b, a, k] = 0
             else:
-                out[b, a, :] = table[levels[b, a] & mask]
+                at = levels[b, a] & mask
+                for k in range(table.shape[1]):
+                    out[b, a, k] = table[at, k]
 
 
 @kernel

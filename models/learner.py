@@ -8,45 +8,34 @@ thread-safe.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from models.classifier import Classifier
-from models.counts import F32, F64, I32
+from models.counts import F32, F64, I32, Mask
 from models.drift import BOOST, Drift
 from models.features import EXPERTS, Features, layout_mark, parse
 from models.insight import Drifts, Insight, Racing
-from models.lesson import UNKNOWN, WHOLE, CorruptLesson, Example, Lesson, Steps
+from models.lesson import UNKNOWN, WHOLE, CorruptLesson, Example, Examples, Lesson, Steps
 from models.memory_kernels import ENOUGH
 from models.next_url import NextUrls
-from models.novelty import Novelty
+from models.novelty import UNKNOWN as UNKNOWN_URL
+from models.novelty import Novelty, Surprise
 from models.progressive import log_loss
+from models.scored import Met, Scored
 from models.settings import ModelSettings
 from models.snapshot import CorruptSnapshot, pack, unpack
 from models.sparse import under
 from models.url2vec import URL2Vec
-from models.visits import VisitContext, url_identity
+from models.visits import VisitBatch, VisitContext, url_identity
 
-__all__ = ["CorruptLesson", "CorruptSnapshot", "Example", "Learner", "Lesson", "Scored"]
+__all__ = ["CorruptLesson", "CorruptSnapshot", "Example", "Examples", "Learner", "Lesson", "Scored"]
 
 WARM_VISITS = 4 * ENOUGH  # enough sessions of each answer for the memory to vote
 _BLEND, _BASELINE = EXPERTS.index("blend"), EXPERTS.index("baseline")
-
-
-@dataclass
-class Scored:
-    """Answers to n visits, T tasks, in the order they were asked."""
-
-    features: list[bytes]  # one fixed-layout row a visit: what a later Lesson needs
-    probability: F32  # (n, T)
-    baseline: F32  # (n, T), River's
-    next_urls: list[list[tuple[str, float]]]  # at most 10 each, best first, with their probability; may be empty
-    novelty: F32  # (n,) share of recent visits that surprised less
-    new_url: NDArray[np.bool_]  # (n,)
-    ranks: NDArray[np.int8]  # (n, 3) of this URL in what was proposed before it, for `models.ranking`
 
 
 class Learner:
@@ -61,6 +50,7 @@ class Learner:
         self.foreign_examples = 0  # not learned from: of a task or a row layout that is not known here
         self._features = Features(settings, len(self.tasks))
         self._urls, self._next, self._novelty, self._classifier, self._drift = self._untaught()
+        self._met: Met | None = None  # what was scored last, as long as nothing was learned from visits since
 
     def _untaught(self) -> tuple[URL2Vec, NextUrls, Novelty, Classifier, Drift]:
         s, tasks = self.settings, len(self.tasks)
@@ -103,32 +93,28 @@ class Learner:
 
     def score(self, visits: Sequence[VisitContext]) -> Scored:
         """Answer for visits of any partitions; all from the model as it is now."""
-        steps = Steps.of(visits)
-        rows = self._features.rows(visits, steps, self._urls)
+        batch, urls = VisitBatch.of(visits), self._urls
+        steps = Steps.of(batch)
+        found, recent = urls.vocabulary.find(steps.url), urls.vocabulary.find(steps.recent)
+        rows = self._features.rows(batch, steps, urls, (found, recent))
         probability, baseline = self._classifier.score(rows)
-        found, recent = self._urls.vocabulary.find(steps.url), self._urls.vocabulary.find(steps.recent)
         stepped = (steps.recent[:, 0] != 0) & ~steps.repeat
-        ranks, foreseen = self._next.rank(found, recent, stepped, self._urls)
-        names = {visit.url_id: visit.url for visit in visits}
-        surprise = self._novelty.surprise(steps, found, recent, foreseen, self._urls, names)
-        size, whole = rows.dtype.itemsize, rows.tobytes()
+        next_rows, next_share, ranks, foreseen = self._next.foresee(found, recent, stepped, urls)
+        unknown = np.flatnonzero(found < 0).tolist()
+        names = dict(zip(steps.url[unknown].tolist(), [batch.url[k] for k in unknown], strict=True))
+        surprise = self._novelty.surprise(steps, found, recent, foreseen, urls, names)
+        self._met = Met(steps, found, recent, surprise)
         return Scored(
-            [whole[k * size : (k + 1) * size] for k in range(len(visits))],
+            rows.view(np.dtype((np.void, rows.dtype.itemsize))).tolist(),
             probability,
             baseline,
-            self._next_urls(found, recent),
+            next_rows,
+            next_share,
+            urls.vocabulary.names,
             self._novelty.calibrated(surprise.bits),
-            (found < 0) & np.array([v.teaches or v.repeat for v in visits], np.bool_),
+            (found < 0) & (batch.teaches | batch.repeat),
             ranks,
         )
-
-    def _next_urls(self, found: I32, recent: I32) -> list[list[tuple[str, float]]]:
-        names = self._urls.vocabulary.names
-        proposed, share = self._next.propose(found, recent, self._urls)
-        return [
-            [(names[r], p) for r, p in zip(these, shares, strict=True) if r >= 0 and names[r]]
-            for these, shares in zip(proposed.tolist(), share.tolist(), strict=True)
-        ]
 
     def learn(self, lesson: Lesson) -> None:
         """Take one step. Drops from `lesson.names` what was known here already: what is left is what replicas need."""
@@ -141,18 +127,30 @@ class Learner:
 
     def _learn_visits(self, lesson: Lesson) -> None:
         urls, steps = self._urls, lesson.steps
-        found, recent = urls.vocabulary.find(steps.url), urls.vocabulary.find(steps.recent)
         taken = self._novelty.sample(steps)
-        _, foreseen = self._next.rank(found, recent, (steps.recent[:, 0] != 0) & ~steps.repeat & taken, urls)
-        surprise = self._novelty.surprise(steps, found, recent, foreseen, urls, lesson.names)
+        found, recent, surprise = self._look_at(lesson, taken)
         self._next.learn(found, recent, steps.repeat, urls)
         lesson.names = urls.learn(steps, lesson.names, lesson.clock_ms, lesson.titles)
         self._next.notice(urls.vocabulary.find(steps.url), urls)
         self._novelty.learn(steps, surprise, taken, lesson.names)
 
+    def _look_at(self, lesson: Lesson, taken: Mask) -> tuple[I32, I32, Surprise]:
+        """Rows of the visits and of those before them, and how much the visits `taken` surprise."""
+        urls, steps = self._urls, lesson.steps
+        # The model is about to change, and what was found when it scored will be true no longer.
+        met, self._met = self._met, None
+        if met is not None and (again := met.of(steps)) is not None:
+            unknown = steps.url[again.surprise.kind == UNKNOWN_URL].tolist()
+            if lesson.names.keys() >= set(unknown):  # else what they are called was known then, and is not now
+                return again.found, again.recent, again.surprise
+        found, recent = urls.vocabulary.find(steps.url), urls.vocabulary.find(steps.recent)
+        _, foreseen = self._next.rank(found, recent, (steps.recent[:, 0] != 0) & ~steps.repeat & taken, urls)
+        return found, recent, self._novelty.surprise(steps, found, recent, foreseen, urls, lesson.names)
+
     def warm_start(self, urls: Sequence[str], vectors: F32) -> int:
         """Take over vectors (n, dims) from elsewhere, as `URL2Vec.warm_start`; returns how many. Raises ValueError."""
         self.step += 1
+        self._met = None
         return self._urls.warm_start(urls, vectors)
 
     def _learn_examples(self, lesson: Lesson) -> None:
@@ -246,7 +244,7 @@ class Learner:
             step, through, foreign = int(about["step"]), int(about["through"]), int(about["foreign"])
         except (ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
             raise CorruptSnapshot(f"this snapshot does not fit this model: {error}") from error
-        self._urls, self._next, self._novelty = urls, following, novelty
+        self._urls, self._next, self._novelty, self._met = urls, following, novelty, None
         self._classifier, self._drift = classifier, drift
         self.step, self.trained_through_ms, self.foreign_examples = step, through, foreign
 

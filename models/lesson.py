@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from models.envelope import seal, unseal
-from models.visits import RECENT, VisitContext
+from models.visits import RECENT, TIMESTAMP, VisitBatch, VisitContext
 
 _LETTERS = b"U2L4"
 WHOLE = 65_536  # a weight of 1: an integer on the wire, so that a lesson is the same bits wherever it is learned
@@ -43,6 +43,54 @@ class Example:
     action: int = -1  # which kind of event that was, a bucket from 1; 0 where none followed
 
 
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """m examples as a lesson holds them, for who has columns."""
+
+    tasks: list[str]
+    features: list[bytes]  # rows of visits; a visit of which several questions were answered is there once
+    table: NDArray[np.uint32]  # (m, 7), as `Lesson.examples`
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, some: slice) -> Examples:
+        """Some of them, with their rows alone."""
+        table = self.table[some].copy()
+        rows, table[:, 1] = np.unique(table[:, 1], return_inverse=True)
+        return Examples(self.tasks, [self.features[row] for row in rows.tolist()], table)
+
+    @staticmethod
+    def of(examples: Sequence[Example]) -> Examples:
+        """The same from examples one by one."""
+        tasks: dict[str, int] = {}
+        rows: dict[bytes, int] = {}
+        task = [tasks.setdefault(e.task, len(tasks)) for e in examples]
+        row = [rows.setdefault(e.features, len(rows)) for e in examples]
+        label, weight = [e.label for e in examples], [e.weight for e in examples]
+        later = [(e.steps, e.wait_ms, e.action) for e in examples]
+        return Examples.from_columns(list(tasks), list(rows), task, row, label, weight, later)
+
+    @staticmethod
+    def from_columns(
+        tasks: list[str],
+        features: list[bytes],
+        task: ArrayLike,
+        row: ArrayLike,
+        label: ArrayLike,
+        weight: ArrayLike,
+        later: ArrayLike,
+    ) -> Examples:
+        """task, row (m,): indices into tasks and features; label, weight (m,); later (m, 3): steps, wait_ms, action. All in the
+        meaning of `Example`."""
+        table = np.empty((len(np.asarray(task)), _COLUMNS), np.uint32)
+        table[:, 0], table[:, 1], table[:, 2] = task, row, label
+        table[:, 3] = np.rint(np.asarray(weight, np.float64) * WHOLE)
+        after = np.asarray(later, np.int64).reshape(-1, 3)
+        table[:, 4:] = np.where(after < 0, UNKNOWN, np.minimum(after, UNKNOWN - 1))
+        return Examples(tasks, features, table)
+
+
 @dataclass(slots=True)
 class Steps:
     """Visits as URL2vec reads them. n visits; 0 stands for no URL."""
@@ -54,8 +102,9 @@ class Steps:
     @staticmethod
     def of(visits: Sequence[VisitContext]) -> Steps:
         """Columns of the visits; anything beyond RECENT earlier visits is ignored."""
-        nothing_to_learn = [v.repeat or not v.teaches for v in visits]
-        return Steps.from_lists([v.url_id for v in visits], [v.recent for v in visits], nothing_to_learn)
+        batch = VisitBatch.of(visits)
+        # Copies: a lesson is kept for longer than the batch's columns, and may have been cut out of them.
+        return Steps(batch.url_id.copy(), batch.recent.copy(), batch.repeat | ~batch.teaches)
 
     @staticmethod
     def from_lists(urls: Sequence[int], recent: Sequence[Sequence[int]], repeat: Sequence[bool] = ()) -> Steps:
@@ -104,35 +153,28 @@ class Lesson:
 
     @staticmethod
     def of(
-        visits: Sequence[VisitContext], examples: Sequence[Example], trained_through_ms: int, now_ms: int | None = None
+        visits: Sequence[VisitContext],
+        examples: Sequence[Example] | Examples,
+        trained_through_ms: int,
+        now_ms: int | None = None,
     ) -> Lesson:
         """A lesson of one partition's visits and of the examples that became known with them; either may be empty.
 
         `now_ms`, where given, is what no visit's clock is believed to be beyond.
         """
-        tasks: dict[str, int] = {}
-        rows: dict[bytes, int] = {}
-        table = [
-            (
-                tasks.setdefault(e.task, len(tasks)),
-                rows.setdefault(e.features, len(rows)),
-                int(e.label),
-                round(e.weight * WHOLE),
-                _later(e.steps),
-                _later(e.wait_ms),
-                _later(e.action),
-            )
-            for e in examples
-        ]
+        visits = VisitBatch.of(visits)
+        ids = visits.url_id.tolist()
+        taught = examples if isinstance(examples, Examples) else Examples.of(examples)
+        titles = zip(ids, visits.title, strict=True) if any(visits.title) else ()
         return Lesson(
             Steps.of(visits),
-            {v.url_id: v.url for v in visits},
-            list(tasks),
-            list(rows),
-            np.array(table, np.uint32).reshape(-1, _COLUMNS),
+            dict(zip(ids, visits.url, strict=True)),
+            taught.tasks,
+            taught.features,
+            taught.table,
             trained_through_ms,
-            {v.url_id: v.title[:_TITLE] for v in visits if v.title},
-            _median([v.timestamp_ms for v in visits], now_ms),
+            {url_id: title[:_TITLE] for url_id, title in titles if title},
+            _median(visits.facts[:, TIMESTAMP], now_ms),
         )
 
     def encode(self) -> bytes:
@@ -177,10 +219,6 @@ class Lesson:
         return Lesson(steps, names, wire.tasks, wire.features, examples, wire.trained_through_ms, titles, wire.clock_ms)
 
 
-def _later(count: int) -> int:
-    return UNKNOWN if count < 0 else min(count, UNKNOWN - 1)
-
-
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
@@ -189,9 +227,9 @@ def _text(blob: bytes) -> str:
     return blob.decode("utf-8", "surrogatepass")
 
 
-def _median(times_ms: Sequence[int], now_ms: int | None) -> int:
+def _median(times_ms: NDArray[np.int64], now_ms: int | None) -> int:
     """Of any length, 0 for none: half of the visits may have a wrong clock before it has."""
-    if not times_ms:
+    if not len(times_ms):
         return 0
-    median = sorted(times_ms)[len(times_ms) // 2]
+    median = int(np.partition(times_ms, len(times_ms) // 2)[len(times_ms) // 2])
     return max(0, median if now_ms is None else min(median, now_ms))

@@ -52,6 +52,20 @@ def first_rows(table: F32) -> None:
 
 
 @kernel
+def _add_rows(table: F32, at: I64, share: F32, n: int, out: F32) -> None:
+    """out += Σ share · row, one after the other, but four of them at a time: a quarter of the traffic with out."""
+    for i in range(0, n // 4 * 4, 4):
+        r0, r1, r2, r3 = at[i], at[i + 1], at[i + 2], at[i + 3]
+        s0, s1, s2, s3 = share[i], share[i + 1], share[i + 2], share[i + 3]
+        for d in range(WIDTH):
+            s = (out[d] + s0 * table[r0, d]) + s1 * table[r1, d]
+            out[d] = (s + s2 * table[r2, d]) + s3 * table[r3, d]
+    for i in range(n // 4 * 4, n):
+        for d in range(WIDTH):
+            out[d] += share[i] * table[at[i], d]
+
+
+@kernel
 def _embed(
     pages: I32, levels: I32, without_url: bool, table: F32, seen: F32, examples: float, out: F32, at: I64, share: F32
 ) -> Any:
@@ -68,9 +82,8 @@ def _embed(
         if often > EVERYWHERE:
             continue
         at[n], share[n] = r, np.float32(COMMON) / (np.float32(COMMON) + often)
-        for d in range(WIDTH):
-            out[d] += share[n] * table[r, d]
         n += 1
+    _add_rows(table, at, share, n, out)
     square = np.float32(0)
     for d in range(WIDTH):
         square += out[d] * out[d]

@@ -87,6 +87,9 @@ class Network:
         self._sizes = [math.prod(shape) for shape in self._shapes.values()]
         self._mean = self._theta.detach().clone()  # of the last steps' weights: what answers
         self.optimiser = Optimiser(settings.optimiser, self._theta, dict(self._shapes))
+        self._gradient = torch.zeros_like(self._theta, requires_grad=False)  # by hand: room to add it up in
+        if self.device.type == "cpu" and settings.sequence == "attention":  # all three are only ever changed in place
+            self._weights, self._answering, self._slopes = map(self._views, (self._theta, self._mean, self._gradient))
 
     def _by_hand(self, auxiliary: float = 0.0) -> bool:
         """Whether `models.network_kernels` can do it."""
@@ -143,7 +146,7 @@ class Network:
                 inputs.absent,
                 inputs.numbers,
                 inputs.linear,
-                self._views(self._mean),
+                self._answering,
                 by_hand,
             )
             return by_hand
@@ -174,13 +177,13 @@ class Network:
     def _gradients_by_hand(
         self, inputs: Inputs, lessons: Lessons, _auxiliary: float
     ) -> tuple[float, torch.Tensor, F32, F32]:
-        gradient = torch.zeros_like(self._theta, requires_grad=False)
+        self._gradient.zero_()
         of_levels, of_pages = np.empty_like(inputs.levels), np.empty_like(inputs.pages)
         loss = backward(
             inputs.levels, inputs.pages, inputs.absent, inputs.numbers, inputs.linear, lessons.task, lessons.label,
-            lessons.weight, self._views(self._theta), self._views(gradient), of_levels, of_pages,
+            lessons.weight, self._weights, self._slopes, of_levels, of_pages,
         )  # fmt: skip
-        return loss, gradient, of_levels, of_pages
+        return loss, self._gradient, of_levels, of_pages
 
     def _gradients(self, inputs: Inputs, lessons: Lessons, auxiliary: float) -> tuple[float, torch.Tensor, F32, F32]:
         """The summed loss, its gradients by the weights and by the embeddings."""

@@ -123,10 +123,16 @@ def _back(u: F32, d_out: F32, turned: F32, g_w: F32, g_b: F32, d_u: F32) -> None
             for j in range(len(d_out)):
                 g_w[i, j] += u[i] * d_out[j]
     d_u[: turned.shape[1]] = _ZERO
-    for j in range(len(d_out)):
-        if d_out[j] != 0:
+    whole = len(d_out) // 4 * 4
+    for j in range(0, whole, 4):  # one after the other, but by fours: a quarter of the traffic with d_u
+        x0, x1, x2, x3 = d_out[j], d_out[j + 1], d_out[j + 2], d_out[j + 3]
+        if x0 != 0 or x1 != 0 or x2 != 0 or x3 != 0:
             for i in range(turned.shape[1]):
-                d_u[i] += d_out[j] * turned[j, i]
+                s = (d_u[i] + x0 * turned[j, i]) + x1 * turned[j + 1, i]
+                d_u[i] = (s + x2 * turned[j + 2, i]) + x3 * turned[j + 3, i]
+    for j in range(whole, len(d_out)):
+        for i in range(turned.shape[1]):
+            d_u[i] += d_out[j] * turned[j, i]
 
 
 @kernel

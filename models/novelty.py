@@ -31,14 +31,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.compiled import kernel, mix
-from models.composition import KEY, PATH, VALUE, WORD, parts, table
+from models.composition import KEY, PATH, VALUE, WORD, remembered_parts, table
 from models.counts import F32, F64, I16, I32, U64, Mask
 from models.sphere import ONE
 
@@ -66,7 +65,6 @@ _CELLS = 4 * 4 * 3  # what may be known of an unknown URL: see `_cell`
 _SKETCH = 1 << 15  # counters a row, of files
 _FADED = 0.05  # visits of now below which a file counts as new
 _HEAVY = 2.0**20  # a visit's weight, at which all are divided by it: weights grow instead of all else shrinking
-_CACHED = 4_096  # URLs, between being scored and being learned; a megabyte or two
 _KNOWN, _NEW, _BITS, _OLD_FILES, _NEW_FILES, _FILE_BITS, _MOMENTS = 0, 1, 2, 3, 4, 5, 6
 
 
@@ -181,12 +179,6 @@ def _learn(
             weight[0] = 1.0
 
 
-@lru_cache(_CACHED)
-def _parts(url: str) -> tuple[int, ...]:
-    """As `parts`, which takes 25 µs for a long URL: most of what an unknown URL costs here."""
-    return parts(url)
-
-
 class Novelty:
     """Rates of surprise, and the surprise of recent visits. Rows are the vocabulary's, -1 an unknown URL.
 
@@ -228,7 +220,7 @@ class Novelty:
         ids = [url_id for url_id in dict.fromkeys(url[unknown].tolist()) if url_id in names]
         if not ids:
             return
-        every = table([_parts(names[url_id]) for url_id in ids])
+        every = table([remembered_parts(names[url_id]) for url_id in ids])
         each, at = np.unique(every, return_inverse=True)
         _, trust = urls.composer.compose(each[:, None])  # a part is known where something can be composed from it alone
         known = (trust > 0)[at].reshape(every.shape)

@@ -7,10 +7,12 @@ the logit scale, within a few ten-thousandths of the exact ones. numpy only.
 from __future__ import annotations
 
 import math
+from functools import reduce
+from operator import sub
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 _BINS = 2048
 _REACH = 8.0  # logits beyond ±8 share the outermost bins
@@ -49,6 +51,19 @@ class Progress:
             at = int((logit + _REACH) / (2 * _REACH) * _BINS)
             self._histogram[who, int(label), min(max(at, 0), _BINS - 1)] += 1
             self._loss[who] -= math.log(p if label else 1 - p)
+
+    def add_many(self, probability: ArrayLike, baseline: ArrayLike, label: ArrayLike) -> None:
+        """Judge n pairs of answers, each (n,): as `add` one by one, in order."""
+        truth = np.asarray(label, np.bool_)
+        for who, answers in enumerate((probability, baseline)):
+            given = np.asarray(answers, np.float64)
+            p = np.clip(np.where(np.isnan(given), 0.5, given), _FLOOR, 1 - _FLOOR)
+            # Not numpy's logarithm, which may differ in the last bit.
+            logit = np.array(list(map(math.log, (p / (1 - p)).tolist())), np.float64)
+            at = np.clip(((logit + _REACH) / (2 * _REACH) * _BINS).astype(np.int64), 0, _BINS - 1)
+            self._histogram[who] += np.bincount(truth * _BINS + at, minlength=2 * _BINS).reshape(2, _BINS)
+            chances = np.where(truth, p, 1 - p).tolist()
+            self._loss[who] = reduce(sub, map(math.log, chances), self._loss[who])
 
     def merge(self, other: Progress) -> None:
         """Add another record of the same task."""

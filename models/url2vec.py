@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.alignment import turned
-from models.composition import PARTS, Composer, named_parts, parts, table
+from models.composition import PARTS, Composer, named_parts, parts, remembered_parts, table
 from models.counts import F32, F64, I16, I32, U64, Mask, longer
 from models.exchange import Delta
 from models.forgetting import Counts
@@ -124,7 +124,10 @@ class URL2Vec:
         news = self.vocabulary.name(names)
         if news:
             rows, titles = self.vocabulary.find(np.fromiter(news, np.uint64, len(news))), titles or {}
-            every = [parts(url, titles.get(url_id)) for url_id, url in news.items()]
+            every = [
+                parts(url, title) if (title := titles.get(url_id)) else remembered_parts(url)
+                for url_id, url in news.items()
+            ]
             self._parts[rows] = self.composer.enter(table(every))
             self.composer.replace(self._parts[rows], np.zeros_like(self.sphere.vectors[rows]), self._derived(rows))
         return news

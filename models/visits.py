@@ -117,8 +117,8 @@ class VisitBatch(Sequence[VisitContext]):
             [v.properties for v in rows],
             np.array([v.teaches for v in rows], np.bool_),
             np.array([v.session for v in rows], np.uint64),
-            _matrix([v.habits or NO_HABITS for v in rows], HABITS),
-            _matrix([v.actions or NO_ACTIONS for v in rows], ACTIONS),
+            _matrix([v.habits if len(v.habits) == HABITS else NO_HABITS for v in rows], HABITS),
+            _matrix([v.actions if len(v.actions) == ACTIONS else NO_ACTIONS for v in rows], ACTIONS),
         )
 
     @staticmethod

@@ -35,6 +35,7 @@ from streams.settings import Settings
 from streams.status import WorkerReport, me
 from streams.store import Store
 from streams.transport import BatchConsumer, BatchSchema
+from streams.warm import warm_up
 from streams.watchdog import Guard
 
 log = logging.getLogger("url2vec")
@@ -168,7 +169,7 @@ class Worker:
             await self.store.close()
 
     async def _start(self, ownership: Ownership) -> faust.App:
-        warm = asyncio.create_task(self.pipeline.in_compute_thread(self.pipeline.replica.learner.warm_up))
+        warm = asyncio.create_task(self.pipeline.in_compute_thread(warm_up, self.pipeline.replica.learner))
         await until_it_answers(self.store.ping, self.say)
         await until_it_answers(ownership.identify, self.say)
         await warm

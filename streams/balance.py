@@ -14,6 +14,8 @@ Pure; additive over partitions; kept in the partition's summary.
 """
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Balance(msgspec.Struct):
@@ -24,11 +26,12 @@ class Balance(msgspec.Struct):
     negative: int = 0  # expired ones included
     expired: int = 0  # negatives because the horizon passed
 
-    def settle(self, label: bool, expired: bool) -> None:
-        """Count one answer."""
-        self.positive += label
-        self.negative += not label
-        self.expired += expired
+    def settle(self, label: NDArray[np.bool_], expired: NDArray[np.bool_]) -> None:
+        """Count n answers, each (n,)."""
+        positive = int(label.sum())
+        self.positive += positive
+        self.negative += len(label) - positive
+        self.expired += int(expired.sum())
 
     @property
     def open(self) -> int:

@@ -21,6 +21,7 @@ A visit dated before the last one neither fades nor sharpens anything. The arith
 import struct
 from collections.abc import Sequence
 
+# The first three are compiled into loops (@kernel) of others, which are compiled anew when this file changes.
 KINDS = 7  # 3 bytes each
 OFTEN = 15  # events of one kind in a session: more are counted as so many
 MOST = 2_048.0  # one more is no other half float

@@ -70,6 +70,9 @@ def _joined(parts: Sequence[Scored]) -> Scored:
     columns: dict[str, Any] = {}
     for field in fields(Scored):
         column = [getattr(part, field.name) for part in parts]
+        if field.name == "names":  # of all parts the same
+            columns["names"] = column[0]
+            continue
         is_list = isinstance(column[0], list)
         columns[field.name] = list(chain.from_iterable(column)) if is_list else np.concatenate(column)
     return Scored(**columns)

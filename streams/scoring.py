@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from models.learner import Learner, Scored
-from models.lesson import Example, Lesson
+from models.lesson import Examples, Lesson
 from models.visits import TIMESTAMP, VisitBatch, action_of
 from schemas.decoding import encode_scored
 from schemas.records import ModelStamp, NextUrl, ScoredVisit, Source
@@ -22,7 +22,6 @@ from streams.decode import Decoded
 from streams.emit import Record
 from streams.errors import ModelFailed
 from streams.isolation import is_memory, reason, score_apart
-from streams.outcomes import Settled
 from streams.partition import PartitionState
 from streams.session_steps import DUPLICATE
 from streams.sessions import FLAGS, Sessionised, Sessioniser
@@ -61,7 +60,7 @@ class Teaching:
 
     state: PartitionState
     contexts: VisitBatch
-    examples: list[Example]
+    examples: Examples
     through_ms: int
 
     def lesson(self) -> Lesson:
@@ -178,7 +177,7 @@ class Steps:
                 assert answers.scored is not None, "what is judged was scored"
                 at = np.array(places, np.intp)
                 states[number].ranking.add(answers.scored.ranks[at])
-                self._to_teach.append(Teaching(states[number], answers.contexts.take(at), [], 0))
+                self._to_teach.append(Teaching(states[number], answers.contexts.take(at), Examples.of([]), 0))
         self.teach()
 
     def _ask(self, part: Part, answers: Answers) -> list[int]:
@@ -228,13 +227,25 @@ class Steps:
     def _answer(self, state: PartitionState) -> None:
         settled = sorted(state.settled, key=lambda pair: pair[0].visit_ms)
         state.settled.clear()
-        known = [(example, expired) for example, expired in settled if example.task in state.progress]
-        for example, expired in known:
-            state.progress[example.task].add(example.probability, example.baseline, example.label)
-            state.balance[example.task].settle(example.label, expired)
         # Others: their task was taken out of the settings while they were open.
-        examples = [_example(pair, state.balance[pair.task].weight(pair.label)) for pair, _ in known]
-        through_ms = max(example.visit_ms for example, _ in settled)
+        known = [entry for entry in settled if entry[0].task in state.progress]
+        pairs = [pair for pair, _ in known]
+        tasks = list(dict.fromkeys(pair.task for pair in pairs))
+        task = np.array([tasks.index(pair.task) for pair in pairs], np.intp)
+        label = np.array([pair.label for pair in pairs], np.bool_)
+        expired = np.array([gone for _, gone in known], np.bool_)
+        said = np.array([(pair.probability, pair.baseline) for pair in pairs]).reshape(-1, 2)
+        weight = np.empty(len(pairs))
+        for t, name in enumerate(tasks):
+            mine, balance = task == t, state.balance[name]
+            state.progress[name].add_many(said[mine, 0], said[mine, 1], label[mine])
+            balance.settle(label[mine], expired[mine])
+            weight[mine] = np.where(label[mine], balance.weight(True), balance.weight(False))
+        rows: dict[bytes, int] = {}
+        row = [rows.setdefault(pair.features, len(rows)) for pair in pairs]
+        later = [(pair.steps, pair.wait_ms, pair.action) for pair in pairs]
+        examples = Examples.from_columns(tasks, list(rows), task, row, label, weight, later)
+        through_ms = settled[-1][0].visit_ms
         self._to_teach.append(Teaching(state, VisitBatch.of([]), examples, through_ms))
         state.counters.examples_learned += len(settled)
 
@@ -291,7 +302,3 @@ class Steps:
 def _undo(parts: Sequence[Part]) -> None:
     for part in reversed(parts):
         part.sessions.undo()
-
-
-def _example(pair: Settled, weight: float) -> Example:
-    return Example(pair.task, pair.features, pair.label, weight, pair.steps, pair.wait_ms, pair.action)

@@ -348,7 +348,7 @@ class VisitorTable:
         self._free = list(range(2 * before - 1, before - 1, -1)) + self._free
 
 
-def decoded(blob: bytes) -> Visitor:
+def stored_visitor(blob: bytes) -> Visitor:
     """A visitor as the store keeps it, for who has no table. Raises ValueError, with a sentence, where it is none."""
     table = VisitorTable()
     if unreadable := table.load(["?"], {"?": blob}):

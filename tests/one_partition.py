@@ -88,8 +88,9 @@ class Register:
         chances = np.full((len(contexts), len(TASKS)), 0.5, np.float32)
         nothing = np.zeros(len(contexts), np.float32)
         return Scored(
-            [(context.title or "").encode() for context in contexts], chances, chances, [[] for _ in contexts], nothing,
-            nothing > 0, np.zeros((len(contexts), 3), np.int8),
+            [(context.title or "").encode() for context in contexts], chances, chances,
+            np.full((len(contexts), 10), -1, np.int32), np.zeros((len(contexts), 10), np.float32), [], nothing, nothing > 0,
+            np.zeros((len(contexts), 3), np.int8),
         )  # fmt: skip
 
     def learn(self, lesson: Lesson) -> None:

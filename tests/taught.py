@@ -11,7 +11,7 @@ from models.lesson import Lesson
 from streams.partition import lessons_of
 from streams.settings import Settings
 from streams.store import Store
-from streams.visitors import decoded
+from streams.visitors import stored_visitor
 from tests.system import Counters, System, Verdict
 from tests.verdict import from_store
 
@@ -20,7 +20,7 @@ def visits_of_sessions(system: System) -> Counter[str]:
     """How many visits each visitor's state has taken in."""
     with redis.Redis.from_url(system.redis) as store:
         blobs = [row for key in store.scan_iter("url2vec:*:visitors:*") for row in store.hgetall(key).items()]
-    return Counter({name.decode(): decoded(blob).visits for name, blob in blobs})
+    return Counter({name.decode(): stored_visitor(blob).visits for name, blob in blobs})
 
 
 def visits_of(verdict: Verdict) -> Counter[str]:

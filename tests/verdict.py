@@ -38,7 +38,7 @@ from streams.settings import Settings, resolve
 from streams.store import Checkpoint, LogIdentity, Position, Store
 from streams.transport import RecordBatch
 from streams.visitor_layouts import Visitor
-from streams.visitors import decoded
+from streams.visitors import stored_visitor
 from streams.watermark import Watermark
 from tests.system import Source, System, Taken, Verdict, read_topics, settled
 from tests.waiting import eventually_sync
@@ -137,7 +137,7 @@ def kept(system: System, newest_ms: Mapping[int, int]) -> dict[int, Kept]:
             for generation in (newest - 1, newest):
                 key = store.key(number, "visitors", position.epoch, generation)
                 rows = await store.ask(key, lambda client, key=key: client.hgetall(key), "visitors")
-                visitors |= {name.decode(): decoded(blob) for name, blob in rows.items()}
+                visitors |= {name.decode(): stored_visitor(blob) for name, blob in rows.items()}
             ledgers = {name: blob async for name, blob in store.joins(number, position.epoch)}
             state = PartitionState(number, settings, position, position.log, ledgers.items())
             learner = Mute()
@@ -180,7 +180,8 @@ class Mute:
         n = len(visits)
         half = np.full((n, 1), 0.5, np.float32)
         nothing = np.zeros(n, np.float32)
-        return Scored([b"row"] * n, half, half, [[]] * n, nothing, nothing > 0, np.zeros((n, 3), np.int8))
+        none, share = np.full((n, 10), -1, np.int32), np.zeros((n, 10), np.float32)
+        return Scored([b"row"] * n, half, half, none, share, [], nothing, nothing > 0, np.zeros((n, 3), np.int8))
 
     def learn(self, lesson: Lesson) -> None:
         if len(lesson.examples):
@@ -220,7 +221,7 @@ def _in_one_go(settings: Settings, number: int, visits: Sequence[Taken], outcome
     written = _at_the_end(state, steps, newest_ms)
     learned = Summary.of(written.position).counters.examples_learned
     assert learner.taught["examples"] == learned, "each example is taught once"
-    visitors = {name: decoded(blob) for name, blob in written.visitors.items()}
+    visitors = {name: stored_visitor(blob) for name, blob in written.visitors.items()}
     return _kept(settings, visitors, {}, written), newest_ms
 
 

@@ -33,7 +33,7 @@ from streams.outcomes import OutcomeJoin
 from streams.partition import Summary
 from streams.replica import Replica
 from streams.store import Position, Store
-from streams.visitors import decoded
+from streams.visitors import stored_visitor
 from streams.watermark import Watermark
 from tests.one_partition import (
     BEGIN_MS,
@@ -81,7 +81,7 @@ async def what_is_stored(store: Store) -> dict[str, Any]:
     assert not said, said
     return {
         "offsets": (position.visits, position.outcomes),
-        "visitors": {name: decoded(blob) for name, blob in (await visitors_in(store, position)).items()},
+        "visitors": {name: stored_visitor(blob) for name, blob in (await visitors_in(store, position)).items()},
         "ledgers": await ledgers_in_time(store),
         "counters": summary.counters,
         "outcomes": summary.outcomes,
@@ -283,7 +283,7 @@ class Interleavings(RuleBasedStateMachine):
         if position.mark:
             visitors, duplicates = self.topics.right[position.visits]
             stored = await visitors_in(self.witness, position)
-            assert {name: decoded(blob) for name, blob in stored.items()} == visitors
+            assert {name: stored_visitor(blob) for name, blob in stored.items()} == visitors
             counters = Summary.of(position).counters
             torn = [sum(offset < position.visits for offset in self.topics.unreadable[VISITS])]
             torn.append(sum(offset < position.outcomes for offset in self.topics.unreadable[OUTCOMES]))

@@ -1,5 +1,6 @@
 """Positives weigh less while the negatives of their time are still on their way, and nothing else is touched."""
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,10 +32,10 @@ def test_in_a_steady_stream_learned_positives_keep_the_true_ratio_to_negatives()
     for n in range(20_000):
         balance.asked += 1
         if n % 3 == 0:
-            balance.settle(True, False)
+            balance.settle(np.array([True]), np.array([False]))
             learned[1] += balance.weight(True)
         if n >= 100 and (n - 100) % 3:
-            balance.settle(False, True)
+            balance.settle(np.array([False]), np.array([True]))
             learned[0] += balance.weight(False)
         if n == 300:
             assert 0.2 < learned[1] / learned[0] < 0.8  # unweighted it would be 0.75

@@ -31,8 +31,9 @@ class Choosy:
         n = len(visits)
         numbers = np.array([[float(each.url.rpartition("/")[2] or -1)] for each in visits], np.float32)
         return Scored(
-            [each.url.encode() for each in visits], numbers, numbers, [[(each.url, 1.0)] for each in visits],
-            numbers[:, 0], np.zeros(n, np.bool_), np.zeros((n, 3), np.int8),
+            [each.url.encode() for each in visits], numbers, numbers, np.zeros((n, 10), np.int32),
+            np.ones((n, 10), np.float32), ["https://a.example/"], numbers[:, 0], np.zeros(n, np.bool_),
+            np.zeros((n, 3), np.int8),
         )  # fmt: skip
 
 

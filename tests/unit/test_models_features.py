@@ -21,6 +21,7 @@ from models.features import (
     url_parts,
 )
 from models.lesson import Steps
+from models.properties import Properties
 from models.settings import ModelSettings
 from models.url2vec import URL2Vec
 from models.visits import ACTIONS, HABITS, VisitContext, url_identity
@@ -260,3 +261,12 @@ def test_names_say_what_stands_where() -> None:
     known, _ = features.names(told, lambda url_id: urls.get(url_id, ""))
     assert "previous = https://shop.example/" in known
     assert "step = https://shop.example/ → https://shop.example/shoes/red" in known
+
+
+@given(st.lists(st.one_of(st.integers(), st.floats(), st.just(10**400), st.just(-(10**400))), min_size=1, max_size=8))
+def test_sizes_in_a_batch_are_those_of_one(values: list[float]) -> None:
+    made = Properties(ModelSettings(dims=4, numeric=("properties.n",)), 2, 2)
+    numbers, targets = np.zeros((len(values), 2), np.float32), np.zeros((len(values), 2), np.uint64)
+    made.fill([{"n": value} for value in values], np.zeros((len(values), 2), np.int32), numbers, targets)
+    expected = np.array([signed_log(value) or 1e-6 for value in values], np.float32)
+    assert numbers.sum(axis=1).tolist() == expected.tolist()

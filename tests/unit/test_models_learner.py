@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from models.learner import CorruptSnapshot, Example, Learner, Lesson
 from models.settings import ModelSettings
-from models.visits import VisitContext, url_identity
+from models.visits import VisitBatch, VisitContext, url_identity
 from tests.unit.test_models_lesson import visit
 
 SMALL = ModelSettings(dims=8, slots=4, successor_slots=3, table_bits=10, embedding_bits=8, chunk=16)
@@ -290,3 +290,49 @@ def test_an_unseen_page_is_near_to_the_pages_beside_it(taught: Learner) -> None:
     assert all(url.startswith("https://shop.example/0/") for url, _ in near)
     with pytest.raises(KeyError):
         taught.most_similar(["ftp://elsewhere.example/"], [], 5)
+
+
+def test_what_was_found_in_scoring_teaches_the_same_as_what_is_found_anew(taught: Learner) -> None:
+    plain = copy_of(taught)
+    for seed in range(5, 12):
+        visits = [v for walk in sessions(seed, 12, pages=12 + 5 * seed) for v in walk]
+        lessons = [Lesson.of(part, [], seed) for part in (visits, visits[1::2], visits[::-1], [visit("never scored")])]
+        for one in lessons:  # all of a batch, a partition's share of it, others, and what the batch did not hold
+            taught.score(visits)
+            taught.learn(Lesson.decode(one.encode()))
+            plain.learn(Lesson.decode(one.encode()))
+            assert taught.snapshot() == plain.snapshot()
+            if seed % 2:
+                continue
+            taught.learn(Lesson.decode(one.encode()))  # the model has changed since it scored
+            plain.learn(Lesson.decode(one.encode()))
+            assert taught.snapshot() == plain.snapshot()
+
+
+def test_a_lesson_without_names_teaches_the_same_after_a_score_as_without(taught: Learner) -> None:
+    plain, visits = copy_of(taught), [visit("x"), visit("y", "x"), visit("z", "y", "x")]
+    nameless = Lesson.of(visits, [], 1)
+    nameless.names.clear()
+    taught.score(visits)
+    taught.learn(Lesson.decode(nameless.encode()))
+    plain.learn(Lesson.decode(nameless.encode()))
+    assert taught.snapshot() == plain.snapshot()
+
+
+def test_the_columns_of_proposals_say_what_the_list_says(taught: Learner) -> None:
+    scored = taught.score([v for walk in sessions(7, 8) for v in walk])
+    assert scored.next_rows.shape == scored.next_share.shape == (len(scored.features), 10)
+    for rows, shares, urls in zip(scored.next_rows, scored.next_share, scored.next_urls, strict=True):
+        told = [(scored.names[row], float(p)) for row, p in zip(rows, shares, strict=True) if row >= 0]
+        assert told == urls
+        assert (rows >= 0).sum() == len(urls)
+
+
+def test_a_batch_of_columns_is_scored_and_taught_as_its_visits_are(taught: Learner) -> None:
+    visits, other = [v for walk in sessions(8, 8) for v in walk], copy_of(taught)
+    batch = VisitBatch.of(visits)
+    part = batch.take(np.arange(len(batch)))
+    assert taught.score(part).features == other.score(visits).features
+    taught.learn(Lesson.of(batch, [], 1))
+    other.learn(Lesson.of(visits, [], 1))
+    assert taught.snapshot() == other.snapshot()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.lesson import UNKNOWN, WHOLE, CorruptLesson, Example, Lesson
+from models.lesson import UNKNOWN, WHOLE, CorruptLesson, Example, Examples, Lesson
 from models.visits import RECENT, VisitContext, url_identity
 
 
@@ -75,3 +75,26 @@ def test_a_torn_or_damaged_lesson_is_refused(data: st.DataObject) -> None:
 def test_earlier_visits_beyond_the_context_are_ignored() -> None:
     lesson = Lesson.of([visit("z", *"abcdefghijklmn")], [], 0)
     assert lesson.steps.recent[0].tolist() == [url_identity(u) for u in "abcdefghij"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1), st.integers(0, 3), st.booleans(), st.floats(0.01, 1), st.integers(-1, 9), st.integers(-1, 2**40),
+            st.integers(-1, 15),
+        ),
+        max_size=9,
+    )
+)  # fmt: skip
+def test_examples_may_come_as_columns(told: list[tuple[int, int, bool, float, int, int, int]]) -> None:
+    names, rows = ["bought", "left"], [b"a", b"b", b"c", b"d"]
+    one_by_one = [Example(names[t], rows[r], *rest) for t, r, *rest in told]
+    columns = [np.array(column) for column in zip(*told, strict=True)] if told else [np.zeros(0, int)] * 7
+    given_ = Examples.from_columns(names, rows, *columns[:4], np.stack(columns[4:], axis=1))
+    mine, theirs = Lesson.of([], given_, 1), Lesson.of([], one_by_one, 1)
+
+    def meant(lesson: Lesson) -> list[object]:
+        return [(lesson.tasks[t], lesson.features[r], *rest) for t, r, *rest in lesson.examples.tolist()]
+
+    assert meant(mine) == meant(theirs) == meant(Lesson.decode(mine.encode()))
+    assert [later for *_, later in meant(mine)] == [UNKNOWN if a < 0 else a for *_, a in told]

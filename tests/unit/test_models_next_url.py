@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import deploy
 from models.lesson import Steps
-from models.next_kernels import thin
+from models.next_order import thin, together
 from models.next_url import NextUrls
 from models.ranking import Ranking
 from models.settings import ModelSettings
@@ -283,3 +283,32 @@ def test_once_it_is_grown_up_a_quarter_of_the_steps_teach() -> None:
     assert 0.23 < wanted[20_000:].mean() < 0.27
     every_fourth = np.arange(20_000) % 4 == 0
     assert 0.2 < wanted[20_000:][every_fourth].mean() < 0.3  # not in step with anything
+
+
+@settings(deadline=None, max_examples=30)
+@given(walks, walks)
+def test_to_foresee_is_to_propose_and_to_rank(past: list[list[int]], now: list[list[int]]) -> None:
+    stream = Stream()
+    stream.run(past, batch=3)
+    steps = steps_of(now * 2)
+    row, recent = stream.rows(steps)
+    wanted = steps.recent[:, 0] != 0
+    wanted[::3] = False
+    expected = *stream.next.propose(row, recent, stream.urls), *stream.next.rank(row, recent, wanted, stream.urls)
+    for mine, theirs in zip(stream.next.foresee(row, recent, wanted, stream.urls), expected, strict=True):
+        assert mine.tobytes() == theirs.tobytes()
+
+
+@given(st.lists(st.lists(st.integers(-1, 2), min_size=3, max_size=3), max_size=20), st.integers(0, 20))
+def test_those_that_have_one_context_stand_together_each_once_and_in_order(
+    rows: list[list[int]], left_out: int
+) -> None:
+    contexts = np.array(rows, np.int32).reshape(-1, 3)
+    asked = [k for k in range(len(rows)) if k != left_out]
+    order, first = np.array(asked, np.int64), np.ones(len(rows), np.bool_)
+    together(contexts, order, first)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for k in asked:
+        groups.setdefault(tuple(rows[k]), []).append(k)
+    assert order.tolist() == [k for group in groups.values() for k in group]
+    assert first[: len(asked)].tolist() == [at == 0 for group in groups.values() for at in range(len(group))]

@@ -114,3 +114,13 @@ def test_certainty_that_was_wrong_costs_much_but_not_infinitely() -> None:
 def test_bytes_that_are_no_record_are_refused(blob: bytes) -> None:
     with pytest.raises(CorruptProgress):
         Progress.decode(blob)
+
+
+@given(st.lists(st.tuples(st.floats(), st.floats(), st.booleans()), max_size=30), pairs)
+def test_many_at_once_are_judged_as_one_by_one_to_the_last_bit(
+    judged: list[tuple[float, float, bool]], before: list[tuple[float, float, bool]]
+) -> None:
+    progress = record(before)
+    model, baseline, label = (np.array(column) for column in zip(*judged, strict=True)) if judged else ([], [], [])
+    progress.add_many(model, baseline, label)
+    assert progress.encode() == record([*before, *judged]).encode()

@@ -1,5 +1,6 @@
 """The memory of what was derived: bounded, and its answers do not depend on it."""
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,5 +34,14 @@ def test_long_texts_are_known_by_a_short_key_that_tells_them_apart() -> None:
     long = "x" * 100_000
     assert short("x" * LONGEST) == "x" * LONGEST
     assert len(short(long)) < LONGEST + 40
+    assert isinstance(short(long), bytes), "no text can be the key of another one"
     assert short(long) != short(long + "y")
     assert short("\ud800" * 1_000)
+
+
+@given(st.lists(st.lists(st.one_of(st.none(), st.text(max_size=2), st.just("x" * 600)), max_size=12), max_size=12))
+def test_texts_are_their_own_sources_and_none_is_an_empty_one(batches: list[list[str | None]]) -> None:
+    memory: Remembered[str] = Remembered(derive, 2, entries=5)
+    for batch in batches:
+        expected = [list(derive(text or "")) for text in batch]
+        assert np.broadcast_to(memory.of_texts(batch), (len(batch), 2)).tolist() == expected

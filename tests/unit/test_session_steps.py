@@ -15,7 +15,7 @@ from streams.session_steps import from_half, to_half
 from streams.sessions import Sessioniser
 from streams.urls import UrlRules
 from streams.visitor_layouts import Visitor
-from streams.visitors import VisitorTable, decoded
+from streams.visitors import VisitorTable, stored_visitor
 from tests import plain_sessions as plain
 
 START_MS, GAP_MS = 1_700_000_000_000, 1_800_000
@@ -86,7 +86,7 @@ def test_batches_of_any_size_say_what_the_plain_rules_say(drawn: list[dict[str, 
         table = VisitorTable()
         assert table.load("abc", {name: visitor.encode() for name, visitor in kept.items()} | stored) == []
         for name, blob in stored.items():
-            same_visitor(decoded(blob), kept[name])
+            same_visitor(stored_visitor(blob), kept[name])
 
 
 @given(visits, visits)

@@ -16,7 +16,7 @@ from schemas.records import WebVisit
 from streams.sessions import REMEMBERED_EVENTS, Sessioniser, SessionStep
 from streams.urls import UrlRules, canonical
 from streams.visitor_layouts import Visitor
-from streams.visitors import VisitorTable, decoded
+from streams.visitors import VisitorTable, stored_visitor
 
 GAP_MS = 1_800_000
 MINUTE_MS = 60_000
@@ -144,21 +144,21 @@ def test_a_visit_behind_the_watermark_is_late_and_otherwise_like_any_other() -> 
 )
 def test_a_record_of_unknown_layout_is_refused_with_a_sentence(blob: bytes) -> None:
     with pytest.raises(ValueError, match=r"stored visitor of \d+ bytes is not in a layout"):
-        decoded(blob)
+        stored_visitor(blob)
 
 
 def test_a_visitor_stored_before_there_were_habits_is_read_and_goes_on() -> None:
     a, b = url_identity("https://a/"), url_identity("https://b/")
     seen = xxh3_64_digest(b"e2")[:6] + xxh3_64_digest(b"e1")[:6]
     blob = msgspec.msgpack.encode((1, "s", START_MS, START_MS + MINUTE_MS, 2, a, [b, a], seen, 7, 3))
-    stored = decoded(blob)
+    stored = stored_visitor(blob)
     assert (stored.session_id, stored.recent, stored.visits, stored.habits) == ("s", (b, a), 7, b"")
     again, _, step = Sessioniser(GAP_MS).visit(stored, visit("e1", 0), 0)
     assert step.duplicate
     assert again == stored
     after, context, step = Sessioniser(GAP_MS).visit(stored, visit("e3", 2), 0)
     assert (step.session_id, context.position, context.visits_before) == ("s", 3, 7)
-    assert decoded(encoded(after)) == after
+    assert stored_visitor(encoded(after)) == after
 
 
 @pytest.mark.parametrize("session_id", [None, "sixteen letter s"])
@@ -224,7 +224,7 @@ def test_whatever_comes_the_store_gives_back_what_it_was_given_and_contexts_are_
     for event in visits:
         before = visitor
         visitor, context, step = Sessioniser(GAP_MS).visit(visitor, event, 0)
-        assert decoded(encoded(visitor)) == visitor
+        assert stored_visitor(encoded(visitor)) == visitor
         assert len(encoded(visitor)) <= 250
         assert len(context.recent) <= RECENT
         assert all(a != b for a, b in pairwise(context.recent))

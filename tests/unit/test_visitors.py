@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from schemas.records import WebVisit
 from streams.sessions import Sessioniser
-from streams.visitors import EVENTS, PAGES, VisitorTable, decoded
+from streams.visitors import EVENTS, PAGES, VisitorTable, stored_visitor
 
 START_MS, GAP_MS = 1_700_000_000_000, 1_800_000
 
@@ -63,15 +63,15 @@ def test_a_place_that_is_taken_again_knows_nothing_of_who_was_there() -> None:
 def test_thousands_of_visitors_keep_their_rows_when_room_is_made() -> None:
     table = taken_in(*(visit(f"v{n}", n % 7, session="named" if n % 3 else None) for n in range(1_000)))
     for name, blob in table.dirty().items():
-        assert decoded(blob).visits == 1
-        assert decoded(blob).started_ms == START_MS + 1_000 * (int(name[1:]) % 7)
-        assert isinstance(decoded(blob).session_id, str) == (int(name[1:]) % 3 > 0)
+        assert stored_visitor(blob).visits == 1
+        assert stored_visitor(blob).started_ms == START_MS + 1_000 * (int(name[1:]) % 7)
+        assert isinstance(stored_visitor(blob).session_id, str) == (int(name[1:]) % 3 > 0)
 
 
 def test_what_is_kept_of_a_visitor_is_bounded() -> None:
     busy = taken_in(*(visit("a", n) for n in range(300)))
     assert len(busy.dirty()["a"]) <= 250
-    kept = decoded(busy.dirty()["a"])
+    kept = stored_visitor(busy.dirty()["a"])
     assert (len(kept.recent), len(kept.seen) // 4) == (PAGES, EVENTS)
     few = taken_in(*(visit("a", n) for n in range(4)))
     assert len(few.dirty()["a"]) <= 110
@@ -86,7 +86,7 @@ def test_bytes_that_are_no_visitor_are_said_and_the_visitor_counts_as_new(blob: 
         assert f"{len(blob)} bytes" in said[0]
         assert row["visits"].tolist() == [0]
         with pytest.raises(ValueError, match="is not in a layout this version reads"):
-            decoded(blob)
+            stored_visitor(blob)
 
 
 @given(st.integers(0, 3), st.integers(0, 400), st.integers(0, 255))
@@ -99,4 +99,4 @@ def test_damaged_records_are_refused_or_are_some_visitor_that_can_go_on(n: int, 
         table.load(["a"], {"a": blob})
         Sessioniser(GAP_MS).take_in(table, [visit("a", 500), visit("a", 501)], 0)
         (again,) = table.dirty().values()
-        decoded(again)
+        stored_visitor(again)
