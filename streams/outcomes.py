@@ -203,6 +203,10 @@ class OutcomeJoin:
         found.sort(key=lambda entry: entry[:3])
         return [settled for *_, settled in found]
 
+    def has_expired(self, settled: Settled) -> bool:
+        """Whether a label came by silence. Said of the pair alone, so that it does not depend on when it was settled."""
+        return not settled.label and settled.known_ms == settled.visit_ms + self._horizon_ms[settled.task]
+
     def _is_full(self, ledger: Ledger, timestamp_ms: int) -> bool:
         """Whether a visit of this time is one too many. Counts only what is there whatever the watermark has passed."""
         if len(ledger.visits) < self._max_asked:

@@ -106,7 +106,7 @@ class PartitionState:
         self.ahead = Lockstep[Any]()  # outcomes that were read ahead of the visits: as if they had not been read
         self.enough_ahead = False  # so that no more are fetched
         self.visits_end = -inf  # as of when the visits were last confirmed read to their end, monotonic seconds
-        self.settled: list[tuple[Settled, bool]] = []  # answered, not learned yet; True: because the horizon passed
+        self.settled: list[Settled] = []  # answered, not learned yet
         self.visitors = VisitorTable()
         self._lessons: list[bytes] = []
         self._moved = False

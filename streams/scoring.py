@@ -159,10 +159,8 @@ class Steps:
         """Join outcomes with the visits they judge, then learn, partition by partition. Raises ModelFailed: see `teach`."""
         taught: dict[int, list[int]] = {}  # partition → places of visits that are no duplicates
         for number in {batch.partition for batch in decoded}:
-            # First, and as what they are: else the first record would settle in passing what has expired, and how much
-            # of it is known to expire would hang on where batches end.
-            passed = states[number].join.advance(states[number].watermark.value_ms)
-            states[number].settled.extend((example, not example.label) for example in passed)
+            # First: else what has expired would be settled in passing by the first record, and in another order.
+            states[number].settled += states[number].join.advance(states[number].watermark.value_ms)
         for part in answers.parts:
             taught.setdefault(part.state.number, []).extend(self._ask(part, answers))
         for batch in decoded:
@@ -170,8 +168,7 @@ class Steps:
             state.counters.rejected += len(batch.rejected)
             state.counters.keyless += batch.keyless
             for _, outcome in batch.outcomes:
-                settled = state.join.outcome(outcome.visitor_id, outcome, state.watermark.value_ms)
-                state.settled.extend((pair, False) for pair in settled)
+                state.settled += state.join.outcome(outcome.visitor_id, outcome, state.watermark.value_ms)
         for number, places in taught.items():
             if places:
                 assert answers.scored is not None, "what is judged was scored"
@@ -201,11 +198,10 @@ class Steps:
             }
             for name in chances:
                 state.balance[name].asked += 1
-            pairs = state.join.visit(
+            settled += state.join.visit(
                 visit.visitor_id, session_ids[k], visit.event_id, visit.timestamp_ms, scored.features[places[k]], chances,
                 watermark_ms, action=action_of(visit.event_name),
             )  # fmt: skip
-            settled.extend([(pair, False) for pair in pairs])
         state.counters.visits_scored += len(became)
         state.counters.duplicates += len(became) - len(judged)
         return judged
@@ -218,22 +214,20 @@ class Steps:
         Raises ModelFailed: see `teach`.
         """
         for state in states:
-            passed = state.join.advance(state.watermark.value_ms)
-            state.settled.extend((example, not example.label) for example in passed)
+            state.settled += state.join.advance(state.watermark.value_ms)
             if state.settled:
                 self._answer(state)
         self.teach()
 
     def _answer(self, state: PartitionState) -> None:
-        settled = sorted(state.settled, key=lambda pair: pair[0].visit_ms)
+        settled = sorted(state.settled, key=lambda pair: pair.visit_ms)
         state.settled.clear()
         # Others: their task was taken out of the settings while they were open.
-        known = [entry for entry in settled if entry[0].task in state.progress]
-        pairs = [pair for pair, _ in known]
+        pairs = [pair for pair in settled if pair.task in state.progress]
         tasks = list(dict.fromkeys(pair.task for pair in pairs))
         task = np.array([tasks.index(pair.task) for pair in pairs], np.intp)
         label = np.array([pair.label for pair in pairs], np.bool_)
-        expired = np.array([gone for _, gone in known], np.bool_)
+        expired = np.array([state.join.has_expired(pair) for pair in pairs], np.bool_)
         said = np.array([(pair.probability, pair.baseline) for pair in pairs]).reshape(-1, 2)
         weight = np.empty(len(pairs))
         for t, name in enumerate(tasks):
@@ -245,7 +239,7 @@ class Steps:
         row = [rows.setdefault(pair.features, len(rows)) for pair in pairs]
         later = [(pair.steps, pair.wait_ms, pair.action) for pair in pairs]
         examples = Examples.from_columns(tasks, list(rows), task, row, label, weight, later)
-        through_ms = settled[-1][0].visit_ms
+        through_ms = settled[-1].visit_ms
         self._to_teach.append(Teaching(state, VisitBatch.of([]), examples, through_ms))
         state.counters.examples_learned += len(settled)
 
