@@ -41,7 +41,7 @@ demo: $(STAMP) ## show the whole pipeline on this machine, no server needed (ARG
 
 test: $(STAMP) ## run the tests (ARGS="tests/unit -k sessions" chooses)
 	@echo "test: runs the tests; servers are started as needed, Apache Kafka where java and mvn are installed"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 chaos: $(STAMP) ## run the long chaos tests (ARGS="-k storm" chooses)
 	@echo "chaos: kills, freezes and floods for an hour or more; the seed is in the header, URL2VEC_TEST_SEED sets another"

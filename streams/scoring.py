@@ -130,7 +130,8 @@ class Steps:
         scored_at_ms = int(time.time() * 1000)
         topic = self._settings.topics.visits
         probability, baseline = scored.probability.tolist(), scored.baseline.tolist()
-        novelty, new_url, next_urls = scored.novelty.tolist(), scored.new_url.tolist(), scored.next_urls
+        novelty, new_url, names = scored.novelty.tolist(), scored.new_url.tolist(), scored.names
+        next_rows, next_share = scored.next_rows.tolist(), scored.next_share.tolist()
         for part in answers.parts:
             records = answers.records.setdefault(part.state.number, [])
             for i, read, session_id, became in zip(
@@ -146,7 +147,11 @@ class Steps:
                     scored_at_ms=scored_at_ms,
                     scores=dict(zip(self._task_names, probability[i], strict=True)),
                     baseline=dict(zip(self._task_names, baseline[i], strict=True)),
-                    next_urls=[NextUrl(url, score) for url, score in next_urls[i]],
+                    next_urls=[
+                        NextUrl(names[row], share)
+                        for row, share in zip(next_rows[i], next_share[i], strict=True)
+                        if row >= 0 and names[row]
+                    ],
                     novelty=novelty[i],
                     model=stamp,
                     source=Source(topic=topic, partition=part.state.number, offset=read.offset),

@@ -77,5 +77,10 @@ def test_a_worker_whose_broker_or_store_is_away_for_longer_than_a_stall_is_left_
     system.until_scored(system.status().visits_scored + 1)
     with paused(servers.store.child):
         lives_on(worker, 2 * STALL_S)
+    # Who is frozen keeps the watchdog itself waiting, and a look that comes late says nothing; this one refuses at once.
+    servers.store.stop()
+    system.publish(traffic(system.names, seed + 1, 500, begin_ms=BEGIN_MS + 100_000_000))
+    lives_on(worker, 2 * STALL_S)
+    servers.store.start()
     undone(system, 0, 400)
     assert worker.stop() == 0
