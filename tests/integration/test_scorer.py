@@ -46,7 +46,8 @@ def test_a_spare_worker_without_partitions_follows_and_is_up_to_date(
         eventually_sync(lambda: len(system.status().workers) == 2, 60, "both workers report", poll_s=0.2)
         system.publish(traffic(names, seed, VISITS))
         settled(system)
-        eventually_sync(lambda: len({each.urls for each in reports(system)}) == 1, 20, "both know the same URLs")
+        alike = "both have taken the same steps and know the same URLs"
+        eventually_sync(lambda: len({(each.urls, each.model_step) for each in reports(system)}) == 1, 20, alike)
         owner, spare = sorted(reports(system), key=lambda each: -len(each.partitions))
         assert (owner.partitions, spare.partitions) == ([0], [])
         assert spare.urls > 0
