@@ -1,22 +1,4 @@
-"""What a visitor usually does, in a few bytes: decayed counts over a week, three months and a year, in event time.
-
-A count fades by exp(-elapsed / window) and grows by one with each visit, so that it needs no list of what it counts
-(Cohen & Strauss 2006, "Maintaining time-decaying stream aggregates"). All of a visitor's counts are as of one moment, the
-last one of its current session, which the visitor's record holds anyway.
-
-The layout of the bytes, little endian:
-
-    first visit, u32 seconds since 1970
-    silence before this session, u8: 8 * log2(1 + seconds) rounded, at least 1; 0 where it is the visitor's first
-    visits in each window, then sessions that have ended in each, 6 half floats
-    then for each of at most KINDS kinds of event, 3 bytes: the kind's bucket (upper four bits) and how often it came in this
-    session (lower four, at most 15); its decayed count over three months, a half float
-
-A half float counts one by one up to 2,048 and stays there: more would be the same habit. Of a visitor with more than KINDS
-kinds of event the rarest is forgotten.
-
-Pure. A visit dated before the last one neither fades nor sharpens anything.
-"""
+"""The arithmetic of `streams.habits` written plainly: what the compiled one is held to, bit by bit."""
 
 import struct
 from math import exp, log2

@@ -1,34 +1,6 @@
-"""Which session a visit belongs to, and what a model may know of the visitor when it scores the visit.
+"""The rules of `streams.sessions` written plainly, one visit and one object at a time: what the compiled ones are held to.
 
-The rules:
-
-1. *A producer's `session_id` decides alone.* A visit that carries one belongs to that session, whatever the clock says:
-   another id than the current one starts a session, the same id continues it after any silence.
-2. *Otherwise event time decides.* A visit without an id belongs to the visitor's current session when it falls within
-   `gap_ms` of it: not later than its last visit + gap, not earlier than its first visit - gap, both inclusive. Outside
-   that, in either direction, a session starts, named `<visitor_id>@<timestamp_ms of the visit that started it>`.
-3. *Reading order is the order of a session.* A visit that arrives out of order, but inside the gap, takes the next
-   position; the session's last moment never moves back (its first moment may), and no time handed to a model is ever
-   negative. Within a partition, reading order is the order in which the producer wrote.
-4. *A visitor is in one session at a time.* The last session to start is the current one. A visit dated a day ahead
-   therefore costs a split and no more: the next honest visit starts a session again.
-5. *A duplicate changes nothing.* A visit whose event_id is among the visitor's last `REMEMBERED_EVENTS` leaves the
-   visitor as it was. It is still scored (a consumer gets an answer for each record), with a context that looks like
-   the original's and with `repeat` set, and it is flagged.
-6. *Late is not lost.* A visit behind the watermark is flagged `late`, and is otherwise a visit like any other.
-
-7. *Some visits teach nothing* about URLs (static files, bots, by the rules in `streams.urls`): they belong to their session
-   like any other, but the visits after them do not see their URL.
-
-8. *What is known was known before.* Habits and actions (`streams.habits`) in a context are as they stood before the visit.
-
-What is kept of a visitor is bounded, whatever the visitor does: about 120 bytes after a few visits, 250 at most with a
-`session_id` of up to 16 characters or none. Event ids are remembered by 32 bits of their hash: two different ids among 16
-are taken for one about once in 270 million visits, and then one visit is answered but not learned from.
-
-Pure: no clock, no I/O. A `Visitor` is never changed in place, so whoever holds the previous one can go back to it. Two
-ugly corners, known and accepted: two devices that alternate explicit session ids start a session at each switch, and a
-late visit that falls between two past sessions starts one of its own.
+It also writes what version 0.2 stored of a visitor (tag 2), and reads that and tag 1.
 """
 
 from __future__ import annotations
