@@ -176,20 +176,8 @@ class Worker:
         calm_collector()
         app = create_app(self.settings, self.options)
         self._wire(app, ownership)
-        building = asyncio.create_task(self._build_model())  # while the group forms, which takes longer
-        try:
-            await app.start()
-            await building
-        except BaseException:
-            building.cancel()
-            await self._end(app)
-            raise
+        await app.start()
         return app
-
-    async def _build_model(self) -> None:
-        async with self.pipeline.lock:
-            if not self.pipeline.model_is_sound:
-                await self.pipeline.mend_model()
 
     def _wire(self, app: faust.App, ownership: Ownership) -> None:
         pipeline, names = self.pipeline, self.settings.topics
